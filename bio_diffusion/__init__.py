@@ -1,0 +1,23 @@
+"""Diffusion models for molecules on one shared core.
+
+The public names load on first use, so that importing the package (and every `--help`) imports no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"Docker": "bio_diffusion.dock.pipeline"}
+
+__all__ = ["Docker", "__version__"]  # noqa: F822  (Docker is served by __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
