@@ -1,0 +1,119 @@
+"""Opening the files that users name: one place for missing, huge, packed, and binary ones."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+MAX_BYTES = 512 * 2**20
+"""Most bytes that one input may hold once unpacked: no single structure needs more, a bomb does."""
+
+_BLOCK = 2**20
+
+
+class InputError(ValueError):
+    """An input that cannot be used. One line that names the file, the record and the remedy.
+
+    Args:
+        code: Short reason for tables, such as `missing`, `empty`, `parse`.
+        message: What is wrong with what, and what to do.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(one_line(message, limit=400))
+        self.code = code
+
+
+def one_line(text: object, limit: int = 160) -> str:
+    """`text` as one printable line of at most `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
+    """Reads a text file, unpacking gzip by its content and not by its name.
+
+    Args:
+        path: File to read.
+        limit: Most bytes accepted after unpacking.
+
+    Returns:
+        The text, line ends as `\\n`. Bytes that are not UTF-8 are read as Latin-1.
+
+    Raises:
+        InputError: The file is missing, a folder, unreadable, empty, too large, binary,
+            or a damaged gzip archive.
+    """
+    path = Path(path)
+    name = one_line(path)
+    try:
+        if path.is_dir():
+            raise InputError("directory", f"{name}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise InputError("unreadable", f"{name}: is not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise InputError("missing", f"{name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError("unreadable", f"{name}: cannot be read: {reason}") from None
+    if data[:2] == b"\x1f\x8b":
+        data = _gunzip(data, limit, name)
+    if len(data) > limit:
+        raise InputError("too_large", f"{name}: more than {limit / 2**20:.0f} MiB of text")
+    if not data.strip():
+        raise InputError("empty", f"{name}: the file is empty")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16", errors="replace")
+    elif b"\0" in data:
+        raise InputError("binary", f"{name}: binary data; give a text file (or .gz of one)")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _gunzip(data: bytes, limit: int, name: str) -> bytes:
+    """Unpacks all members of a gzip archive, stopping beyond `limit` bytes."""
+    out = bytearray()
+    while data:
+        unpack = zlib.decompressobj(wbits=31)
+        try:
+            while not unpack.eof and len(out) <= limit:
+                chunk = unpack.decompress(data, _BLOCK)
+                data = unpack.unconsumed_tail or unpack.unused_data
+                out += chunk
+                if not unpack.eof and not chunk and not data:
+                    raise InputError(
+                        "gzip", f"{name}: gzip archive ends too soon; fetch the file again"
+                    )
+        except zlib.error:
+            raise InputError(
+                "gzip", f"{name}: damaged gzip archive; fetch the file again"
+            ) from None
+        if len(out) > limit:
+            break
+        data = data.lstrip(b"\0")
+    return bytes(out)
+
+
+def slug(text: object, limit: int = 80) -> str:
+    """An identifier that is safe as a file name and as a cell of a table.
+
+    Only ASCII letters, digits and `._+-` stay, everything else becomes one `_`. It begins with a
+    letter or digit, so neither a shell, a path nor a spreadsheet reads it as anything but a name.
+
+    Args:
+        text: Any name.
+        limit: Most characters kept.
+
+    Returns:
+        The name, empty when nothing of it could be kept.
+    """
+    kept = re.sub(r"[^A-Za-z0-9._+-]+", "_", str(text))
+    kept = re.sub(r"\.{2,}", "_", kept)
+    return kept.lstrip("._+-")[:limit].rstrip("._+-")

@@ -1,0 +1,522 @@
+"""Reading proteins: PDB, mmCIF (also gzipped) to a `Receptor`, with a stated policy per class.
+
+| met in the file | what happens |
+|---|---|
+| several models | the first is used |
+| alternate locations | per residue the conformer of highest total occupancy (a tie: first label) |
+| hydrogen, deuterium | dropped |
+| water | dropped |
+| selenomethionine | written as methionine |
+| modified residues in a chain | kept, flagged hetero |
+| metal ions of biology (`METALS`) | kept within 4 Å of a chain or cofactor, else dropped |
+| other metals (phasing), halides | dropped |
+| crystallisation additives | dropped |
+| cofactors, glycans, other groups | kept, flagged hetero, each its own residue |
+| nucleic acids | kept |
+| unknown elements, unusable coordinates | dropped |
+| missing atoms, chain breaks | counted and listed, never rebuilt |
+
+Everything dropped, kept or missing is counted in `Receptor.notes`.
+
+Shapes: A receptor atoms, R residues. Coordinates in Å.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+from scipy.spatial import cKDTree
+
+from .files import InputError, one_line, read_text
+
+METALS = frozenset("Na K Mg Ca V Mn Fe Co Ni Cu Zn Mo Cd W".split())
+"""Metal ions kept beside a protein: those of biology, and cadmium, which stands in for zinc."""
+
+METAL_REACH = 4.0
+"""Å from an ion to the nearest atom of a chain or cofactor, beyond which the ion is dropped."""
+
+WATERS = frozenset("HOH DOD WAT H2O TIP TIP3 TP3 SOL OH2 MTO".split())
+
+ADDITIVES = frozenset(
+    """
+    GOL EDO PGO PGR MPD MRD BU1 BU2 BU3 PDO PEG PGE PG4 PG0 PG5 PG6 1PE 2PE 1PG P6G P33 P4C PE3
+    PE4 PE5 PE7 PE8 12P 15P 7PE XPE PEU ETE M2M TOE MXE EOH MOH IPA POL TBU ACN CCN DMS DMF DIO
+    DOX ACY ACT FMT CO3 BCT NO3 NO2 SO4 SO3 PO4 PI 2HP PO3 SCN CYN AZI NH4 NH3 FLC CIT CAC MLI
+    MLA TLA TAR SIN MES EPE TRS BTB BCN MPO NHE CPS CXS B3P HED BME DTT DTU DTV TCE TFA IMD URE
+    GAI UNX BOG LMT LDA C8E SDS HTG HTO DMU UND D10 D12 OCT HEX C10
+    """.split()
+)
+"""Buffers, precipitants, cryoprotectants and detergents: dropped, and never taken for a ligand."""
+
+_BACKBONE = ("N", "CA", "C", "O")
+_SIDE_CHAIN = {
+    name: tuple(atoms.split())
+    for name, atoms in {
+        "GLY": "",
+        "ALA": "CB",
+        "ARG": "CB CG CD NE CZ NH1 NH2",
+        "ASN": "CB CG OD1 ND2",
+        "ASP": "CB CG OD1 OD2",
+        "CYS": "CB SG",
+        "GLN": "CB CG CD OE1 NE2",
+        "GLU": "CB CG CD OE1 OE2",
+        "HIS": "CB CG ND1 CD2 CE1 NE2",
+        "ILE": "CB CG1 CG2 CD1",
+        "LEU": "CB CG CD1 CD2",
+        "LYS": "CB CG CD CE NZ",
+        "MET": "CB CG SD CE",
+        "PHE": "CB CG CD1 CD2 CE1 CE2 CZ",
+        "PRO": "CB CG CD",
+        "SER": "CB OG",
+        "THR": "CB OG1 CG2",
+        "TRP": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
+        "TYR": "CB CG CD1 CD2 CE1 CE2 CZ OH",
+        "VAL": "CB CG1 CG2",
+    }.items()
+}
+_LISTED = 5  # residues named in a note, the rest only counted
+
+
+@dataclass(frozen=True)
+class Receptor:
+    """Heavy atoms of a protein and what is bound to it.
+
+    Attributes:
+        name: Stem of the file.
+        coords: (A, 3) float32, Å.
+        elements: (A,) symbols, such as `C`, `Zn`.
+        atom_names: (A,) PDB atom names.
+        residue_index: (A,) residue of each atom, rising from 0 to R - 1.
+        residue_names: (R,) component names.
+        residue_ids: (R,) chain, number and insertion code, such as `A:45` or `A:45B`.
+        hetero: (A,) bool: metals, cofactors and modified residues.
+        notes: What the reading policy dropped, kept and found missing; plain JSON values.
+        pdb: The same atoms, in the same order, as PDB text.
+    """
+
+    name: str
+    coords: np.ndarray
+    elements: tuple[str, ...]
+    atom_names: tuple[str, ...]
+    residue_index: np.ndarray
+    residue_names: tuple[str, ...]
+    residue_ids: tuple[str, ...]
+    hetero: np.ndarray
+    notes: dict[str, Any]
+    pdb: str
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def select(self, residues: Iterable[int]) -> Receptor:
+        """The receptor reduced to whole residues, in the order of the file.
+
+        Args:
+            residues: Indices into `residue_ids`.
+
+        Returns:
+            A receptor whose residues are numbered anew from 0; the notes are kept.
+        """
+        chosen = np.unique(np.fromiter(residues, dtype=np.int64))
+        keep = np.isin(self.residue_index, chosen)
+        atoms = np.flatnonzero(keep)
+        lines = self.pdb.splitlines()
+        return Receptor(
+            name=self.name,
+            coords=self.coords[keep],
+            elements=tuple(self.elements[i] for i in atoms),
+            atom_names=tuple(self.atom_names[i] for i in atoms),
+            residue_index=np.searchsorted(chosen, self.residue_index[keep]),
+            residue_names=tuple(self.residue_names[i] for i in chosen),
+            residue_ids=tuple(self.residue_ids[i] for i in chosen),
+            hetero=self.hetero[keep],
+            notes=self.notes,
+            pdb="\n".join([*(lines[i] for i in atoms), "END", ""]),
+        )
+
+    def crop(self, center: np.ndarray, radius: float) -> Receptor:
+        """Whole residues with at least one atom within `radius` Å of `center` (3,)."""
+        near = np.linalg.norm(self.coords - np.asarray(center), axis=1) <= radius
+        return self.select(np.unique(self.residue_index[near]))
+
+    def without(self, coords: np.ndarray, reach: float = 1.2) -> Receptor:
+        """Takes out the hetero groups that lie where a ligand lies.
+
+        A deposited structure often holds the very ligand whose site is given by another file;
+        left in place it would block the site. Metals are kept.
+
+        Args:
+            coords: (N, 3) heavy atoms of the ligand, Å.
+            reach: Å below which two atoms cannot be different ones.
+        """
+        distance, _ = cKDTree(coords).query(self.coords, distance_upper_bound=reach)
+        metal = np.array([gemmi.Element(symbol).is_metal for symbol in self.elements])
+        blocked = set(self.residue_index[self.hetero & ~metal & np.isfinite(distance)].tolist())
+        return self.select(i for i in range(len(self.residue_ids)) if i not in blocked)
+
+
+def read_receptor(path: str | Path) -> Receptor:
+    """Reads a protein (PDB or mmCIF, also gzipped) under the policy of this module.
+
+    Args:
+        path: File to read.
+
+    Returns:
+        The receptor with at least one atom of a protein or nucleic acid.
+
+    Raises:
+        InputError: The file cannot be read or parsed, or holds no protein or nucleic acid.
+    """
+    return assemble(read_structure(path), path)
+
+
+def read_structure(path: str | Path) -> gemmi.Structure:
+    """Parses PDB or mmCIF text by its content.
+
+    Raises:
+        InputError: The file cannot be read, is of another kind, damaged, or holds no atom.
+    """
+    name = one_line(path)
+    text = read_text(path)
+    try:
+        if any(line.lower().startswith("data_") for line in text.splitlines()):
+            # block by block: real files carry other blocks after the coordinates
+            for block in gemmi.cif.read_string(text):
+                structure = gemmi.make_structure_from_block(block)
+                if len(structure) and sum(1 for _ in structure[0].all()):
+                    break
+            structure.merge_chain_parts()
+        else:
+            structure = gemmi.read_pdb_string(text)
+            structure.merge_chain_parts()
+    except (RuntimeError, ValueError, IndexError, OverflowError) as error:
+        reason = one_line(error)
+        raise InputError(
+            "parse", f"{name}: not a readable PDB or mmCIF file ({reason}); fetch or export it again"
+        ) from None
+    if len(structure) == 0 or not any(True for _ in structure[0].all()):
+        raise InputError("no_atoms", f"{name}: holds no atoms; give a protein as PDB or mmCIF")
+    return structure
+
+
+def assemble(structure: gemmi.Structure, path: str | Path, leave_out: Iterable[str] = ()) -> Receptor:
+    """Applies the reading policy to a parsed structure.
+
+    Args:
+        structure: What `read_structure` gave.
+        path: Where it came from, for the name and for messages.
+        leave_out: Keys (`residue_key`) of groups to take out, such as the bound ligand.
+
+    Raises:
+        InputError: No protein or nucleic acid is left, or only its alpha carbons.
+    """
+    name = one_line(path)
+    counts: Counter[str] = Counter()
+    tables: dict[str, Counter[str]] = {
+        key: Counter()
+        for key in (
+            "modified_kept",
+            "groups_kept",
+            "metals_kept",
+            "ions_dropped",
+            "additives_dropped",
+        )
+    }
+    omit = set(leave_out)
+    groups: list[_Group] = []
+    for chain in structure[0]:
+        for residue in conformers(chain, counts):
+            if residue_key(chain, residue) in omit:
+                continue
+            group = _read_group(chain, residue, counts)
+            if group.kind == "water":
+                counts["waters_dropped"] += 1
+            elif not group.atoms:
+                counts["groups_without_usable_atoms"] += 1
+            elif group.kind == "additive":
+                tables["additives_dropped"][group.name] += 1
+            else:
+                groups.append(group)
+    _link(groups)
+    groups = _near_ions(groups, tables)
+    polymer = [g for g in groups if g.kind in ("protein", "nucleic", "modified")]
+    if not polymer:
+        found = ", ".join(f"{v} {k}" for k, v in _found(counts, tables)) or "nothing usable"
+        raise InputError(
+            "no_protein",
+            f"{name}: holds no protein or nucleic acid ({found}); give the protein's own file",
+        )
+    traces = [g for g in polymer if g.kind == "protein"]
+    if traces and sum(len(g.atoms) == 1 for g in traces) > len(traces) / 2:
+        raise InputError(
+            "trace_only",
+            f"{name}: most residues hold one atom only; docking needs all heavy atoms",
+        )
+    for group in groups:
+        if group.kind == "modified":
+            tables["modified_kept"][group.name] += 1
+        elif group.kind == "group":
+            tables["groups_kept"][group.name] += 1
+    notes: dict[str, Any] = {
+        "format": str(structure.input_format).rsplit(".", 1)[-1].lower(),
+        "models": len(structure),
+        "chains": list(dict.fromkeys(g.chain for g in groups)),
+        "protein_residues": sum(g.kind in ("protein", "modified") for g in groups),
+        "nucleic_residues": sum(g.kind == "nucleic" for g in groups),
+        **{key: counts[key] for key in _COUNTED},
+        **{key: dict(sorted(table.items())) for key, table in tables.items()},
+        **_missing(groups),
+    }
+    return _receptor(Path(path).name.split(".")[0] or "receptor", groups, notes)
+
+
+_COUNTED = (
+    "altloc_residues",
+    "hydrogens_dropped",
+    "waters_dropped",
+    "mse_to_met",
+    "unknown_atoms_dropped",
+    "groups_without_usable_atoms",
+)
+
+
+def _found(counts: Counter[str], tables: dict[str, Counter[str]]) -> Iterator[tuple[str, int]]:
+    """What a file without a protein held instead, for its message."""
+    if counts["waters_dropped"]:
+        yield "waters", counts["waters_dropped"]
+    for key in ("additives_dropped", "ions_dropped"):
+        yield from tables[key].items()
+
+
+@dataclass
+class _Group:
+    """One residue, ion or other group after the policy on atoms."""
+
+    chain: str
+    number: str
+    name: str
+    kind: str  # protein, nucleic, modified, group, ion, additive, water
+    record: str  # A for ATOM, H for HETATM
+    atoms: list[gemmi.Atom]
+
+    def position(self, name: str) -> np.ndarray | None:
+        """(3,) coordinates of the atom of that name, if there is one."""
+        for atom in self.atoms:
+            if atom.name == name:
+                return np.array(atom.pos.tolist())
+        return None
+
+
+def residue_key(chain: gemmi.Chain, residue: gemmi.Residue) -> str:
+    """Names one residue of a model: chain, number with insertion code, component."""
+    return f"{chain.name}:{residue.seqid} {residue.name}"
+
+
+def conformers(chain: gemmi.Chain, counts: Counter[str]) -> Iterator[gemmi.Residue]:
+    """Residues of a chain with one alternate location each, that of highest occupancy.
+
+    One label is chosen for the whole residue, so that halves of two side-chain positions are
+    never joined; a tie goes to the first label, the same in neighbouring residues. Where two
+    components share a position (microheterogeneity) the same rule chooses between them.
+    """
+    weights: dict[str, Counter[str]] = {}
+    names: dict[str, set[str]] = {}
+    for residue in chain:
+        table = weights.setdefault(str(residue.seqid), Counter())
+        names.setdefault(str(residue.seqid), set()).add(residue.name)
+        for atom in residue:
+            if atom.has_altloc():
+                table[atom.altloc] += atom.occ if np.isfinite(atom.occ) else 0.0
+    counts["altloc_residues"] += sum(1 for table in weights.values() if table)
+    for residue in chain:
+        table = weights[str(residue.seqid)]
+        rank = {a: i for i, a in enumerate(sorted(table, key=lambda a: (-table[a], a)))}
+        labels = {atom.altloc for atom in residue if atom.has_altloc()}
+        if not labels:
+            yield residue
+            continue
+        rival = len(names[str(residue.seqid)]) > 1
+        if rival and min(rank.values()) not in {rank[a] for a in labels}:
+            continue
+        best: dict[str, int] = {}
+        for atom in residue:
+            if atom.has_altloc():
+                best[atom.name] = min(rank[atom.altloc], best.get(atom.name, len(rank)))
+        chosen = residue.clone()
+        for i in range(len(residue) - 1, -1, -1):
+            if residue[i].has_altloc() and rank[residue[i].altloc] != best[residue[i].name]:
+                del chosen[i]
+        yield chosen
+
+
+_KIND = gemmi.ResidueKind
+_PROTEIN = (_KIND.AA, _KIND.AAD, _KIND.PAA, _KIND.MAA)
+_NUCLEIC = (_KIND.RNA, _KIND.DNA)
+
+
+def classify(name: str, atoms: list[gemmi.Atom]) -> str:
+    """Class of a residue by its component name and atoms.
+
+    Returns:
+        `protein`, `nucleic`, `modified`, `ion`, `additive`, `water`, or `group` for any other.
+    """
+    info = gemmi.find_tabulated_residue(name)
+    if info.is_water() or name in WATERS:
+        return "water"
+    if info.kind in _PROTEIN:
+        return "protein" if info.is_standard() else "modified"
+    if info.kind in _NUCLEIC:
+        return "nucleic" if info.is_standard() else "modified"
+    if len(atoms) == 1:
+        return "ion"
+    if name in ADDITIVES or info.kind == _KIND.BUF:
+        return "additive"
+    return "group"
+
+
+def _read_group(chain: gemmi.Chain, residue: gemmi.Residue, counts: Counter[str]) -> _Group:
+    """Drops hydrogens and unusable atoms of a residue, renames selenomethionine, classifies."""
+    atoms = []
+    for atom in residue:
+        if atom.is_hydrogen():
+            counts["hydrogens_dropped"] += 1
+        elif atom.element.atomic_number == 0 or not _usable(atom):
+            counts["unknown_atoms_dropped"] += 1
+        else:
+            atoms.append(atom)
+    name, record = residue.name, "H" if residue.het_flag == "H" else "A"
+    if name == "MSE":
+        counts["mse_to_met"] += 1
+        name, record = "MET", "A"
+        for atom in atoms:
+            if atom.element.name == "Se":
+                atom.element, atom.name = gemmi.Element("S"), "SD"
+    kind = classify(name, atoms)
+    return _Group(chain.name, str(residue.seqid), name, kind, record, atoms)
+
+
+def _usable(atom: gemmi.Atom) -> bool:
+    """Whether the coordinates are numbers that a PDB file can hold."""
+    return all(np.isfinite(x) and -999.9 < x < 9999.0 for x in atom.pos.tolist())
+
+
+def _link(groups: list[_Group]) -> None:
+    """Settles by the peptide bond what HETATM amino acids are: parts of a chain, or free."""
+    ends = [(g.position("N"), g.position("C")) for g in groups]
+    n_of = [i for i, (n, _) in enumerate(ends) if n is not None]
+    c_of = [i for i, (_, c) in enumerate(ends) if c is not None]
+    linked: set[int] = set()
+    if n_of and c_of:
+        tree = cKDTree([ends[i][1] for i in c_of])
+        for i, near in zip(n_of, tree.query_ball_point([ends[i][0] for i in n_of], _PEPTIDE)):
+            for j in (c_of[k] for k in near):
+                if i != j:
+                    linked |= {i, j}
+    for i, group in enumerate(groups):
+        if group.record != "H":
+            continue
+        if group.kind in ("protein", "modified") and group.position("CA") is not None:
+            if i not in linked:
+                group.kind = "group"
+            elif group.kind == "protein":
+                group.record = "A"
+        elif group.kind == "group" and i in linked and group.position("CA") is not None:
+            group.kind = "modified"
+
+
+_PEPTIDE = 2.0  # Å between C and N: bonds are 1.33, bad models reach 1.7, no contact is nearer
+
+
+def _near_ions(groups: list[_Group], tables: dict[str, Counter[str]]) -> list[_Group]:
+    """Keeps the metals of biology that lie beside something else that is kept."""
+    anchors = [a.pos.tolist() for g in groups if g.kind != "ion" for a in g.atoms]
+    tree = cKDTree(anchors) if anchors else None
+    kept = []
+    for group in groups:
+        if group.kind == "ion":
+            known = tree is not None and group.atoms[0].element.name in METALS
+            near = known and tree.query(group.atoms[0].pos.tolist())[0] <= METAL_REACH
+            tables["metals_kept" if near else "ions_dropped"][group.name] += 1
+            if not near:
+                continue
+        kept.append(group)
+    return kept
+
+
+def _missing(groups: list[_Group]) -> dict[str, Any]:
+    """Counts and the first few of the residues with missing atoms, and of chain breaks."""
+    backbone, side_chain, breaks = [], [], 0
+    last: _Group | None = None
+    for group in groups:
+        if group.kind not in ("protein", "modified"):
+            continue
+        names = {a.name for a in group.atoms}
+        label = f"{group.chain}:{group.number} {group.name}"
+        if not names.issuperset(_BACKBONE):
+            backbone.append(label)
+        if not names.issuperset(_SIDE_CHAIN.get(group.name, ())):
+            side_chain.append(label)
+        if last is not None and last.chain == group.chain:
+            end, start = last.position("C"), group.position("N")
+            if end is not None and start is not None:
+                breaks += bool(np.linalg.norm(end - start) > _GAP)
+        last = group
+    return {
+        "missing_backbone": {"count": len(backbone), "first": backbone[:_LISTED]},
+        "missing_side_chain": {"count": len(side_chain), "first": side_chain[:_LISTED]},
+        "chain_breaks": breaks,
+    }
+
+
+_GAP = 2.5  # Å between C and N of neighbours in the file above which residues are missing
+
+
+def _receptor(name: str, groups: list[_Group], notes: dict[str, Any]) -> Receptor:
+    """Lays the groups out as arrays and as PDB text with one line an atom."""
+    letters = _chain_letters(list(notes["chains"]))
+    lines, coords, hetero, index = [], [], [], []
+    for r, group in enumerate(groups):
+        apart = group.kind in ("modified", "group", "ion")
+        for atom in group.atoms:
+            position = atom.pos.tolist()
+            record = "HETATM" if apart else "ATOM  "
+            number = group.number if group.number[-1].isalpha() else group.number + " "
+            lines.append(
+                f"{record}{(len(lines) + 1) % 100000:5d} {atom.padded_name():<4.4s} "
+                f"{group.name[:3]:>3s} {letters[group.chain]}{number[-5:]:>5s}   "
+                f"{position[0]:8.3f}{position[1]:8.3f}{position[2]:8.3f}{atom.occ:6.2f}"
+                f"{min(max(atom.b_iso, -99.0), 999.0):6.2f}          "
+                f"{atom.element.name.upper():>2s}"
+            )
+            coords.append(position)
+            hetero.append(apart)
+            index.append(r)
+    flat = [a for g in groups for a in g.atoms]
+    return Receptor(
+        name=name,
+        coords=np.array(coords, dtype=np.float32),
+        elements=tuple(a.element.name for a in flat),
+        atom_names=tuple(a.name for a in flat),
+        residue_index=np.array(index, dtype=np.int64),
+        residue_names=tuple(g.name for g in groups),
+        residue_ids=tuple(f"{g.chain}:{g.number}" for g in groups),
+        hetero=np.array(hetero, dtype=bool),
+        notes=notes,
+        pdb="\n".join([*lines, "END", ""]),
+    )
+
+
+def _chain_letters(chains: list[str]) -> dict[str, str]:
+    """One PDB character a chain: its own where it has one, else the next free one."""
+    taken = {c for c in chains if len(c) == 1}
+    free = (c for c in _LETTERS if c not in taken)
+    return {c: c if len(c) == 1 else next(free, "z") for c in chains}
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopqrstuvwxyz"
