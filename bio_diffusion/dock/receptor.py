@@ -198,14 +198,17 @@ def read_structure(path: str | Path) -> gemmi.Structure:
     except (RuntimeError, ValueError, IndexError, OverflowError) as error:
         reason = one_line(error)
         raise InputError(
-            "parse", f"{name}: not a readable PDB or mmCIF file ({reason}); fetch or export it again"
+            "parse",
+            f"{name}: not a readable PDB or mmCIF file ({reason}); fetch or export it again",
         ) from None
     if len(structure) == 0 or not any(True for _ in structure[0].all()):
         raise InputError("no_atoms", f"{name}: holds no atoms; give a protein as PDB or mmCIF")
     return structure
 
 
-def assemble(structure: gemmi.Structure, path: str | Path, leave_out: Iterable[str] = ()) -> Receptor:
+def assemble(
+    structure: gemmi.Structure, path: str | Path, leave_out: Iterable[str] = ()
+) -> Receptor:
     """Applies the reading policy to a parsed structure.
 
     Args:
@@ -414,8 +417,8 @@ def _link(groups: list[_Group]) -> None:
     linked: set[int] = set()
     if n_of and c_of:
         tree = cKDTree([ends[i][1] for i in c_of])
-        for i, near in zip(n_of, tree.query_ball_point([ends[i][0] for i in n_of], _PEPTIDE)):
-            for j in (c_of[k] for k in near):
+        for i in n_of:
+            for j in (c_of[k] for k in tree.query_ball_point(ends[i][0], _PEPTIDE)):
                 if i != j:
                     linked |= {i, j}
     for i, group in enumerate(groups):
@@ -480,7 +483,8 @@ _GAP = 2.5  # Å between C and N of neighbours in the file above which residues 
 def _receptor(name: str, groups: list[_Group], notes: dict[str, Any]) -> Receptor:
     """Lays the groups out as arrays and as PDB text with one line an atom."""
     letters = _chain_letters(list(notes["chains"]))
-    lines, coords, hetero, index = [], [], [], []
+    lines: list[str] = []
+    coords, hetero, index = [], [], []
     for r, group in enumerate(groups):
         apart = group.kind in ("modified", "group", "ion")
         for atom in group.atoms:
