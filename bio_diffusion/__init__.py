@@ -1,6 +1,7 @@
 """Diffusion models for molecules on one shared core.
 
-The public names load on first use, so that importing the package (and every `--help`) imports no torch.
+The public names load on first use, so that importing the package (and every `--help`) imports no
+torch.
 """
 
 from importlib import import_module
