@@ -13,6 +13,7 @@ from bio_diffusion.dock.graph import (
     LigandGraph,
     ReceptorGraph,
     receptor_atom_type,
+    residue_positions,
     residue_type,
 )
 from bio_diffusion.dock.pose import TorsionTree
@@ -81,7 +82,7 @@ def ligand_graph(mol: Chem.Mol) -> LigandGraph:
 
 
 def torsion_tree(mol: Chem.Mol) -> TorsionTree:
-    """Bonds that turn: acyclic single bonds that are not amides and move two heavy atoms or more."""
+    """Acyclic single bonds, amides and linear groups apart, that move two heavy atoms or more."""
     amides = {
         frozenset((match[0], match[2]))
         for match in mol.GetSubstructMatches(_AMIDE, maxMatches=10_000)
@@ -110,23 +111,18 @@ def receptor_graph(
     residue_names: Sequence[str],
 ) -> ReceptorGraph:
     """Featurise a receptor given as arrays (see `complex.Receptor` for the shapes)."""
-    kinds = [
-        receptor_atom_type(residue_names[r], name, element)
-        for r, name, element in zip(residue_index, atom_names, elements, strict=True)
-    ]
+    kinds = torch.tensor(
+        [
+            receptor_atom_type(residue_names[r], name, element)
+            for r, name, element in zip(residue_index, atom_names, elements, strict=True)
+        ]
+    )
     position = torch.as_tensor(np.asarray(coords), dtype=torch.float32)
     residue = torch.as_tensor(np.asarray(residue_index), dtype=torch.long)
-    count = len(residue_names)
-    centers = torch.zeros(count, 3).index_add_(0, residue, position)
-    centers /= torch.bincount(residue, minlength=count).clamp(min=1)[:, None]
-    alpha = torch.tensor([n == "CA" and e == "C" for n, e in zip(atom_names, elements, strict=True)])
-    centers[residue[alpha]] = position[alpha]
     return ReceptorGraph(
         coords=position,
-        atom_type=torch.tensor(kinds, dtype=torch.long),
+        atom_type=kinds,
         residue=residue,
         residue_type=torch.tensor([residue_type(name) for name in residue_names]),
-        residue_coords=centers,
+        residue_coords=residue_positions(position, kinds, residue, len(residue_names)),
     )
-
-

@@ -23,6 +23,7 @@ __all__ = [
     "LigandGraph",
     "ReceptorGraph",
     "receptor_atom_type",
+    "residue_positions",
     "residue_type",
 ]
 
@@ -61,7 +62,11 @@ _OTHER_ELEMENTS = (
 
 RESIDUE_TYPES: tuple[str, ...] = (*_SIDE_CHAINS, "other")
 ATOM_TYPES: tuple[str, ...] = (
-    *(f"{res} {atom}" for res, side in _SIDE_CHAINS.items() for atom in (*_BACKBONE, *side.split())),
+    *(
+        f"{residue} {atom}"
+        for residue, side_chain in _SIDE_CHAINS.items()
+        for atom in (*_BACKBONE, *side_chain.split())
+    ),
     *_OTHER_ELEMENTS,
     "other",
 )
@@ -96,6 +101,19 @@ def receptor_atom_type(residue: str, atom: str, element: str) -> int:
     if named is not None:
         return named
     return _ATOM_INDEX.get(element.upper(), _ATOM_INDEX["other"])
+
+
+# Positions of the amino acids' alpha carbons among the atom types.
+_ALPHA = torch.tensor([name.endswith(" CA") for name in ATOM_TYPES])
+
+
+def residue_positions(coords: Tensor, atom_type: Tensor, residue: Tensor, count: int) -> Tensor:
+    """(count, 3): the alpha carbon of each residue or, without one, the mean of its atoms."""
+    sizes = torch.bincount(residue, minlength=count).clamp(min=1)[:, None]
+    position = coords.new_zeros(count, 3).index_add_(0, residue, coords) / sizes
+    alpha = _ALPHA[atom_type]
+    position[residue[alpha]] = coords[alpha]
+    return position
 
 
 class _OnDevice:

@@ -1,0 +1,178 @@
+"""Training the docking network: what `python -m bio_diffusion.train experiment=dock/...` builds.
+
+One batch is one complex: its pocket is encoded once, with gradients, and B copies of its pose get
+different noise. `Docking` holds score network and, where there are latents, their encoder, trained
+together; `PointerPriorFit` fits the latents' prior to a frozen `Docking`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
+from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
+from bio_diffusion.diffusion.training import keyed_generator, stratified_times
+from bio_diffusion.dock.dataset import CompactSet, PoseBatches
+from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph
+from bio_diffusion.dock.latents import PointerEncoder
+from bio_diffusion.dock.pose import Pose
+from bio_diffusion.dock.score_model import Complex, ScoreModel, Size
+
+__all__ = ["Docking", "DockingModel", "docking_process", "find_data"]
+
+Pocket = tuple[ReceptorGraph, LigandGraph]
+
+# Noise in Å, rad, rad. Translations start within a pocket, not anywhere on the protein: a blind
+# docking proposes sites first. Below the smallest levels the physics has the better eye.
+SIGMA = {"tr": (0.2, 5.0), "rot": (0.05, 2.5), "tor": (0.05, 3.14)}
+
+
+def docking_process(sigma: Mapping[str, tuple[float, float]] = SIGMA) -> ProductDiffusion:
+    """The diffusion of poses over translations, rotations and torsions, equally weighted."""
+    kernels = {"tr": R3(), "rot": SO3(), "tor": Torus()}
+    return ProductDiffusion({name: (kernels[name], *sigma[name], 1 / 3) for name in kernels})
+
+
+class DockingModel(nn.Module):
+    """Score network and, where `size.latents` > 0, the encoder of its latents."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.process = docking_process()
+        self.score = ScoreModel(self.process, size)
+        self.encoder = PointerEncoder(size) if size.latents else None
+
+
+def find_data(name: str) -> Path:
+    """A data file by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
+
+    Raises:
+        FileNotFoundError: naming the places that were looked in.
+    """
+    roots = [Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))]
+    for root in roots:
+        if (root / name).is_file():
+            return root / name
+    raise FileNotFoundError(
+        f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; "
+        "make it with python -m bio_diffusion.dock.prepare"
+    )
+
+
+class Docking:
+    """The experiment of score network and latent encoder (see `train.Experiment`).
+
+    Args:
+        device: where to train.
+        train: compact set to learn from.
+        val: compact set to evaluate on.
+        poses: B, noised poses of one complex in a batch.
+        lr: learning rate of AdamW.
+        size: arguments of `Size`.
+        tau: temperature of the latents' relaxation.
+        hard: straight-through latents (one-hot forward) instead of soft ones.
+        null: share of poses whose latents are hidden.
+        seed: order of the data.
+    """
+
+    kind = "dock"
+
+    def __init__(
+        self,
+        device: torch.device,
+        train: str = "dock_train.safetensors",
+        val: str = "dock_val.safetensors",
+        poses: int = 8,
+        lr: float = 1e-3,
+        size: Mapping[str, int] | None = None,
+        tau: float = 1.0,
+        hard: bool = True,
+        null: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.device = device
+        self.model = DockingModel(Size(**(size or {}))).to(device)
+        self.module: nn.Module = self.model
+        self.process = self.model.process
+        self.denoiser = self.model.score
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=lr, weight_decay=0.01)
+        self.quantile = torch.sqrt  # Beta(2, 1): more often at high noise
+        self.tau, self.hard, self.null = tau, hard, null
+        self._train = PoseBatches(CompactSet(find_data(train)), poses, seed)
+        self._val = PoseBatches(CompactSet(find_data(val)), poses, seed)
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Pose, Pocket]]:
+        for pose, (receptor, ligand) in self._train.batches(start, rank, world):
+            yield pose.to(self.device), (receptor.to(self.device), ligand.to(self.device))
+
+    def condition(self, x_0: Pose, cond: Pocket, generator: torch.Generator) -> Complex:
+        """Encode the pocket and, from the clean pose, the latents; hide some of them."""
+        given = self.denoiser.encode(*cond)
+        if self.model.encoder is None:
+            return given
+        logits = self.model.encoder(given, x_0).expand(len(x_0), -1, -1)
+        z = gumbel_softmax(logits, self.tau, self.hard, generator)
+        null = torch.rand(len(x_0), generator=generator) < self.null
+        return given.with_latents(Latents(z, null.to(z.device)))
+
+    def evaluate(self) -> dict[str, float]:
+        """Denoising loss on held-out complexes, by third of noise, and how latents fare there.
+
+        ``oracle`` latents come from the encoder and the crystal pose, ``shuffled`` ones point at
+        nodes drawn evenly, ``null`` ones are hidden. ``certainty`` is 1 - H(z | pose) / log K: 0 for
+        pointers that ignore the pose. No figure here is a docking success: that is measured with
+        latents from the prior.
+        """
+        sums: dict[str, list[Tensor]] = {}
+        pointers: list[Tensor] = []
+        for number, example in zip(range(96), self._val.examples, strict=False):
+            pose, pocket = self._val.pocket(example, _numpy_generator(number))
+            pose, pocket = pose.to(self.device), tuple(g.to(self.device) for g in pocket)
+            t = stratified_times(len(pose), keyed_generator(number)).to(self.device)
+            noised = self.process.perturb(pose, t, keyed_generator(number, 1))
+            for name, given in self._variants(pose, pocket, pointers):
+                loss = self.process.loss(self.denoiser(noised.x_t, t, given), noised, pose, t)
+                thirds = (3 * t).long().clamp(max=2)
+                for third in range(3):
+                    sums.setdefault(f"{name}_t{third}", []).append(loss[thirds == third])
+                sums.setdefault(name, []).append(loss)
+        figures = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+        for latent in range(self.denoiser.size.latents):
+            certain = [1 - _entropy(p[latent]) / _entropy(p[latent].gt(0).float()) for p in pointers]
+            figures[f"certainty_{latent}"] = float(torch.stack(certain).mean())
+        return figures
+
+    def _variants(
+        self, pose: Pose, pocket: Any, pointers: list[Tensor]
+    ) -> Iterator[tuple[str, Complex]]:
+        given = self.denoiser.encode(*pocket)
+        if self.model.encoder is None:
+            yield "loss", given
+            return
+        logits = self.model.encoder(given, pose)
+        pointers.append(logits.softmax(-1))
+        batch, generator = len(pose), keyed_generator(0)
+        z = gumbel_softmax(logits.expand(batch, -1, -1), 1.0, True, generator)
+        even = torch.where(logits.isfinite(), 0.0, -torch.inf).expand(batch, -1, -1)
+        shuffled = gumbel_softmax(even, 1.0, True, generator)
+        shown = torch.zeros(batch, dtype=torch.bool, device=z.device)
+        yield "oracle", given.with_latents(Latents(z, shown))
+        yield "shuffled", given.with_latents(Latents(shuffled, shown))
+        yield "null", given.with_latents(Latents(z, ~shown))
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Entropy in nats of (K,) weights, normalised first."""
+    return torch.distributions.Categorical(probs=weights).entropy()
+
+
+def _numpy_generator(number: int) -> Any:  # noqa: ANN401 - numpy.random.Generator
+    import numpy as np
+
+    return np.random.default_rng(number)

@@ -1,0 +1,558 @@
+r"""The score network of docking: SE(3)-equivariant, and cheap where a pose changes.
+
+Features are pairs (s, V): `scalars` scalars and `vectors` vectors a node, in e3nn's terms
+``scalars x 0e + vectors x 1e``. Parity is not kept, since proteins and drugs are chiral and so a
+reflection is no symmetry of docking; rotations and translations are, exactly.
+
+What each choice costs and gives, against DiffDock (Corso et al., ICLR 2023), whose layers make a
+full weight vector per edge (1,944 numbers in its small form) for a fully connected product:
+
+* *Depthwise products.* An edge weighs each channel of its sender once for every path, s -> s,
+  V.r -> s, s r -> V, V -> V: `scalars + 3 vectors` numbers. Channels mix on nodes, where also the
+  second-order terms V.V -> s and V x V -> V are formed. There are fifty times fewer nodes than
+  edges.
+* *The receptor is encoded once.* Its atoms and residues send messages to the ligand and receive
+  none, so their features depend on no pose, step or ligand. Given up: a receptor that responds.
+* *Nearest neighbours in dense tensors* (n, K) instead of ragged edge lists: sums over neighbours
+  are reductions, not scatters. A ligand atom hears `Size.neighbours` atoms of each kind.
+* *Atoms and residues.* Close by, heavy atoms carry the detail; farther off, alpha carbons do.
+* *Pointer latents are nodes.* A latent is a soft one-hot over residues and ligand atoms; it enters
+  as one more sender, placed and featured at the mean it points to (DisCo-Diff adds binary channels
+  to the nodes instead, which residues shared between poses cannot hold).
+
+Heads read forces off the ligand atoms and pull them back to the pose's degrees of freedom, J^T f,
+as the gradient of an energy would be; torsions also hear their two hinge atoms.
+
+Legend: B poses, N ligand atoms, M torsions, A receptor atoms, R residues, m latents, K neighbours,
+n nodes of any kind; lengths in Å, angles in radians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bio_diffusion.dock.graph import (
+    ATOM_TYPES,
+    BOND_TYPES,
+    LIGAND_FEATURES,
+    RESIDUE_TYPES,
+    LigandGraph,
+    ReceptorGraph,
+)
+from bio_diffusion.dock.pose import Pose, project
+
+if TYPE_CHECKING:
+    from bio_diffusion.diffusion.latents import Latents
+    from bio_diffusion.diffusion.product import ProductDiffusion
+
+__all__ = [
+    "Complex",
+    "Features",
+    "Message",
+    "PoseTrunk",
+    "ReceptorEncoder",
+    "ReceptorFeatures",
+    "ScoreModel",
+    "Size",
+    "Update",
+    "edges_between",
+    "nearest",
+]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths of the network; the defaults are those of the shipped model."""
+
+    scalars: int = 48
+    vectors: int = 16
+    hidden: int = 32
+    layers: int = 4
+    receptor_layers: int = 2
+    neighbours: int = 12
+    receptor_neighbours: int = 10
+    latents: int = 0
+
+    def without_latents(self) -> Size:
+        return replace(self, latents=0)
+
+
+class Features(NamedTuple):
+    """Scalars (n, C) and vectors (n, 3, C') of n nodes."""
+
+    scalars: Tensor
+    vectors: Tensor
+
+
+class Neighbours(NamedTuple):
+    """K senders for each of n receivers: index (n, K), radial (n, K, G), unit (n, K, 3)."""
+
+    index: Tensor
+    radial: Tensor
+    unit: Tensor
+
+
+class Cached(NamedTuple):
+    """Sender features as one kind of message reads them: (n, *) and (n, 3, C')."""
+
+    scalars: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class ReceptorFeatures:
+    """An encoded receptor, shared by poses, steps and ligands."""
+
+    graph: ReceptorGraph
+    atoms: Features
+    residues: Features
+
+
+@dataclass(frozen=True)
+class Complex:
+    """What the denoiser is conditioned on: everything that no pose changes.
+
+    Args:
+        receptor: encoded receptor.
+        ligand: the ligand's graph.
+        ligand_scalars: (N, C), the ligand's atoms after message passing over bonds.
+        pair_type: (N, N) long, covalent relation of each atom pair.
+        latents: z (B, m, R + N) and null (B,), residues first; None for a model without.
+    """
+
+    receptor: ReceptorFeatures
+    ligand: LigandGraph
+    ligand_scalars: Tensor
+    pair_type: Tensor
+    latents: Latents | None = None
+
+    def with_latents(self, latents: Latents | None) -> Complex:
+        return replace(self, latents=latents)
+
+
+_RADIAL = 16
+_PAIR_TYPES = len(BOND_TYPES) + 3  # a bond's type; two or three bonds apart; farther
+
+
+def _radial(distance: Tensor, cutoff: float) -> Tensor:
+    """Gaussians (…, G) whose spacing grows with distance, zero slope beyond `cutoff`."""
+    centers = torch.linspace(0, 1, _RADIAL, device=distance.device) ** 1.5
+    scaled = (distance / cutoff).clamp(max=1.2)[..., None]
+    width = 1.5 * (0.4 + centers) / _RADIAL
+    return torch.exp(-(((scaled - centers) / width) ** 2))
+
+
+def edges_between(receivers: Tensor, senders: Tensor, index: Tensor, cutoff: float) -> Neighbours:
+    """Edge geometry from positions (n, 3) and (n', 3) and sender indices (n, K)."""
+    offset = senders[index] - receivers[:, None]
+    distance = offset.norm(dim=-1)
+    return Neighbours(
+        index, _radial(distance, cutoff), offset / distance.clamp(min=1e-3)[..., None]
+    )
+
+
+def nearest(receivers: Tensor, senders: Tensor, count: int, skip_self: bool = False) -> Tensor:
+    """Indices (n, K) of the nearest senders; K is smaller where there are fewer."""
+    distance = torch.cdist(receivers, senders)
+    if skip_self:
+        distance.fill_diagonal_(math.inf)
+    available = senders.shape[0] - int(skip_self)
+    return distance.topk(min(count, available), dim=-1, largest=False, sorted=False).indices
+
+
+class Message(nn.Module):
+    """Depthwise tensor product of sender features with the edge's harmonics (1, r).
+
+    An edge's weights come from its length, its receiver's and its sender's scalars through one
+    hidden layer; `pair_types` adds a learned vector per kind of pair.
+    """
+
+    def __init__(self, size: Size, pair_types: int = 0) -> None:
+        super().__init__()
+        self.split = [size.scalars, size.vectors, size.vectors, size.vectors]
+        self.hidden = size.hidden
+        self.radial = nn.Linear(_RADIAL, size.hidden, bias=False)
+        self.receiver = nn.Linear(size.scalars, size.hidden)
+        self.sender = nn.Linear(size.scalars, size.hidden + size.scalars + size.vectors)
+        self.sender_vectors = nn.Linear(size.vectors, size.vectors, bias=False)
+        self.weights = nn.Linear(size.hidden, sum(self.split))
+        self.pair = nn.Embedding(pair_types, size.hidden) if pair_types else None
+
+    def cache(self, senders: Features) -> Cached:
+        """Everything of this message that lives on senders, once a sender."""
+        return Cached(self.sender(senders.scalars), self.sender_vectors(senders.vectors))
+
+    def forward(
+        self, receivers: Tensor, senders: Cached, edges: Neighbours, pair_type: Tensor | None = None
+    ) -> Features:
+        """Sum the messages of K senders: (n, scalars + vectors) and (n, 3, vectors)."""
+        n, k = edges.index.shape
+        flat = edges.index.reshape(-1)
+        scalars = senders.scalars.index_select(0, flat).view(n, k, -1)
+        vectors = senders.vectors.index_select(0, flat).view(n, k, 3, -1)
+        key, value, along = scalars.split([self.hidden, self.split[0], self.split[2]], -1)
+        hidden = self.radial(edges.radial) + self.receiver(receivers)[:, None] + key
+        if self.pair is not None and pair_type is not None:
+            hidden = hidden + self.pair(pair_type)
+        w_ss, w_vs, w_sv, w_vv = self.weights(F.silu(hidden)).split(self.split, -1)
+        scale = 1 / math.sqrt(k)
+        dot = (vectors * edges.unit[..., None]).sum(2)
+        summed = torch.cat([(w_ss * value).sum(1), (w_vs * dot).sum(1)], -1)
+        carried = (w_vv[:, :, None] * vectors).sum(1)
+        pointed = edges.unit.transpose(1, 2) @ (w_sv * along)
+        return Features(scale * summed, scale * (carried + pointed))
+
+
+class Update(nn.Module):
+    """Mix what a node heard from `sources` kinds of senders; form V.V -> s and V x V -> V."""
+
+    def __init__(self, size: Size, sources: int) -> None:
+        super().__init__()
+        s, v = size.scalars, size.vectors
+        self.norm = nn.LayerNorm(s)
+        self.mix = nn.Linear(v * (sources + 1), 3 * v, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(s + sources * (s + v) + 2 * v, 2 * s), nn.SiLU(), nn.Linear(2 * s, s + 2 * v)
+        )
+        self.split = [s, v, v]
+
+    def forward(self, node: Features, heard: list[Features]) -> Features:
+        a, b, c = self.mix(torch.cat([node.vectors, *(h.vectors for h in heard)], -1)).chunk(3, -1)
+        dot = (a * b).sum(1)
+        length = (c.square().sum(1) + 1e-6).sqrt()
+        inputs = [self.norm(node.scalars), *(h.scalars for h in heard), dot, length]
+        change, gate, cross_gate = self.mlp(torch.cat(inputs, -1)).split(self.split, -1)
+        cross = torch.linalg.cross(b, c, dim=1)
+        vectors = node.vectors + gate[:, None] * a + cross_gate[:, None] * cross
+        return Features(node.scalars + change, vectors)
+
+
+class ReceptorEncoder(nn.Module):
+    """Atoms hear atoms, residues gather their atoms and hear residues, atoms hear their residue."""
+
+    ATOM_CUTOFF, RESIDUE_CUTOFF = 6.0, 20.0
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.size = size
+        self.atom = nn.Embedding(len(ATOM_TYPES), size.scalars)
+        self.residue = nn.Embedding(len(RESIDUE_TYPES), size.scalars)
+        self.atom_messages = nn.ModuleList(Message(size) for _ in range(size.receptor_layers))
+        self.atom_updates = nn.ModuleList(Update(size, 1) for _ in range(size.receptor_layers))
+        self.residue_messages = nn.ModuleList(Message(size) for _ in range(size.receptor_layers))
+        self.residue_updates = nn.ModuleList(Update(size, 1) for _ in range(size.receptor_layers))
+        self.gather = nn.Linear(size.scalars, size.scalars)
+        self.gather_vectors = nn.Linear(size.vectors, size.vectors, bias=False)
+        self.arms = nn.Linear(size.scalars, size.vectors)
+        self.spread = nn.Linear(size.scalars, size.scalars)
+
+    def forward(self, graph: ReceptorGraph) -> ReceptorFeatures:
+        atoms = _start(self.atom(graph.atom_type), self.size)
+        edges = self._edges(graph.coords, self.ATOM_CUTOFF)
+        for message, update in zip(self.atom_messages, self.atom_updates, strict=True):
+            atoms = update(atoms, [message(atoms.scalars, message.cache(atoms), edges)])
+        residues = self._pool(graph, atoms)
+        if len(graph.residue_type) > 1:
+            edges = self._edges(graph.residue_coords, self.RESIDUE_CUTOFF)
+            for message, update in zip(self.residue_messages, self.residue_updates, strict=True):
+                heard = message(residues.scalars, message.cache(residues), edges)
+                residues = update(residues, [heard])
+        spread = self.spread(residues.scalars)[graph.residue]
+        return ReceptorFeatures(graph, Features(atoms.scalars + spread, atoms.vectors), residues)
+
+    def _edges(self, coords: Tensor, cutoff: float) -> Neighbours:
+        index = nearest(coords, coords, self.size.receptor_neighbours, skip_self=True)
+        return edges_between(coords, coords, index, cutoff)
+
+    def _pool(self, graph: ReceptorGraph, atoms: Features) -> Features:
+        """Mean over a residue's atoms, with each atom's arm from the residue's position."""
+        arms = graph.coords - graph.residue_coords[graph.residue]
+        vectors = self.gather_vectors(atoms.vectors)
+        vectors = vectors + arms[..., None] * self.arms(atoms.scalars)[:, None]
+        count = len(graph.residue_type)
+        sizes = torch.bincount(graph.residue, minlength=count).clamp(min=1)
+
+        def mean(values: Tensor) -> Tensor:
+            total = values.new_zeros(count, *values.shape[1:])
+            weight = sizes.view(-1, *[1] * (values.dim() - 1))
+            return total.index_add(0, graph.residue, values) / weight
+
+        scalars = self.residue(graph.residue_type) + mean(self.gather(atoms.scalars))
+        return Features(scalars, mean(vectors))
+
+
+def _start(scalars: Tensor, size: Size) -> Features:
+    return Features(scalars, scalars.new_zeros(scalars.shape[0], 3, size.vectors))
+
+
+class LigandEncoder(nn.Module):
+    """Atom features after a few rounds of message passing over bonds; knows no coordinates."""
+
+    def __init__(self, size: Size, rounds: int = 3) -> None:
+        super().__init__()
+        self.features = nn.ModuleList(
+            nn.Embedding(classes, size.scalars) for classes in LIGAND_FEATURES.values()
+        )
+        self.bond = nn.Embedding(len(BOND_TYPES), size.scalars)
+        self.rounds = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(2 * size.scalars),
+                nn.Linear(2 * size.scalars, size.scalars),
+                nn.SiLU(),
+                nn.Linear(size.scalars, size.scalars),
+            )
+            for _ in range(rounds)
+        )
+
+    def forward(self, graph: LigandGraph) -> Tensor:
+        columns = zip(self.features, graph.features.unbind(1), strict=True)
+        scalars = torch.stack([table(column) for table, column in columns]).sum(0)
+        sender, receiver = graph.bonds.unbind(1)
+        bond = self.bond(graph.bond_type)
+        for update in self.rounds:
+            heard = torch.zeros_like(scalars)
+            heard = heard.index_add(0, receiver, F.silu(scalars[sender] + bond))
+            scalars = scalars + update(torch.cat([scalars, heard], -1))
+        return scalars
+
+
+def pair_types(graph: LigandGraph) -> Tensor:
+    """(N, N) long: 0 unrelated, 1 + bond type, then two bonds apart, three bonds apart."""
+    n = graph.features.shape[0]
+    bonded = torch.zeros(n, n, dtype=torch.bool, device=graph.features.device)
+    i, j = graph.bonds.unbind(1)
+    bonded[i, j] = True
+    adjacent = bonded.float()
+    two = (adjacent @ adjacent) > 0
+    three = (adjacent @ two.float()) > 0
+    kinds = torch.zeros(n, n, dtype=torch.long, device=bonded.device)
+    kinds[three] = len(BOND_TYPES) + 2
+    kinds[two] = len(BOND_TYPES) + 1
+    kinds[i, j] = 1 + graph.bond_type
+    return kinds
+
+
+class Interaction(nn.Module):
+    """One layer: ligand atoms hear ligand atoms, receptor atoms, residues and latents."""
+
+    LIGAND_CUTOFF, ATOM_CUTOFF, RESIDUE_CUTOFF, LATENT_CUTOFF = 12.0, 10.0, 24.0, 30.0
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.from_ligand = Message(size, _PAIR_TYPES)
+        self.from_atoms = Message(size)
+        self.from_residues = Message(size)
+        self.from_latents = Message(size) if size.latents else None
+        self.update = Update(size, 3 + bool(size.latents))
+
+
+class PoseTrunk(nn.Module):
+    """Ligand atoms of B poses in the field of one encoded receptor, through L interactions."""
+
+    def __init__(self, size: Size, layers: int) -> None:
+        super().__init__()
+        self.size = size
+        self.layers = nn.ModuleList(Interaction(size) for _ in range(layers))
+        if size.latents:
+            self.null = nn.Parameter(torch.zeros(size.latents, size.scalars))
+            self.slot = nn.Parameter(0.1 * torch.randn(size.latents, size.scalars))
+            self.pointed = nn.Linear(size.latents, size.scalars, bias=False)
+
+    def forward(self, scalars: Tensor, coords: Tensor, given: Complex) -> Features:
+        """Run the layers.
+
+        Args:
+            scalars: (B * N, C), initial scalars of the ligand atoms.
+            coords: (B, N, 3) Å.
+            given: the encoded complex.
+
+        Returns:
+            Features of the B * N ligand atoms.
+        """
+        batch, atoms, _ = coords.shape
+        flat = coords.reshape(-1, 3)
+        receptor = given.receptor
+        own = self._within_ligand(coords)
+        pair_type = given.pair_type[
+            torch.arange(batch * atoms, device=flat.device)[:, None] % atoms, own.index % atoms
+        ]
+        graph = receptor.graph
+        near_atoms = edges_between(
+            flat,
+            graph.coords,
+            nearest(flat, graph.coords, self.size.neighbours),
+            Interaction.ATOM_CUTOFF,
+        )
+        near_residues = edges_between(
+            flat,
+            graph.residue_coords,
+            nearest(flat, graph.residue_coords, self.size.neighbours),
+            Interaction.RESIDUE_CUTOFF,
+        )
+        ligand = _start(scalars, self.size)
+        pointers = None
+        if given.latents is not None:
+            pointers, senders, present = self._pointers(coords, given)
+            ligand = ligand._replace(scalars=ligand.scalars + self._flags(given, batch, atoms))
+        for layer in self.layers:
+            heard = [
+                layer.from_ligand(ligand.scalars, layer.from_ligand.cache(ligand), own, pair_type),
+                layer.from_atoms(
+                    ligand.scalars, layer.from_atoms.cache(receptor.atoms), near_atoms
+                ),
+                layer.from_residues(
+                    ligand.scalars, layer.from_residues.cache(receptor.residues), near_residues
+                ),
+            ]
+            if pointers is not None:
+                message = layer.from_latents
+                told = message(ligand.scalars, message.cache(senders), pointers)
+                # A null latent has no place, so it says nothing that has a direction.
+                heard.append(Features(told.scalars, told.vectors * present))
+            ligand = layer.update(ligand, heard)
+        return ligand
+
+    def _within_ligand(self, coords: Tensor) -> Neighbours:
+        batch, atoms, _ = coords.shape
+        distance = torch.cdist(coords, coords)
+        distance.diagonal(dim1=1, dim2=2).fill_(math.inf)
+        k = max(1, min(self.size.neighbours, atoms - 1))
+        index = distance.topk(k, dim=-1, largest=False, sorted=False).indices
+        offset = atoms * torch.arange(batch, device=coords.device)[:, None, None]
+        flat = coords.reshape(-1, 3)
+        return edges_between(flat, flat, (index + offset).view(-1, k), Interaction.LIGAND_CUTOFF)
+
+    def _pointers(
+        self, coords: Tensor, given: Complex
+    ) -> tuple[Neighbours, Features, Tensor]:
+        """Latents as senders: m a pose, at the mean place and with the mean features of z."""
+        latents, receptor = given.latents, given.receptor
+        assert latents is not None
+        batch, atoms, _ = coords.shape
+        m = self.size.latents
+        to_residues, to_atoms = latents.z.split([len(receptor.graph.residue_type), atoms], -1)
+        place = to_residues @ receptor.graph.residue_coords + to_atoms @ coords
+        scalars = to_residues @ receptor.residues.scalars + to_atoms @ given.ligand_scalars
+        vectors = torch.einsum("bmr,rxc->bmxc", to_residues, receptor.residues.vectors)
+        present = (~latents.null).to(coords.dtype)[:, None, None]
+        scalars = self.slot + present * scalars + (1 - present) * self.null
+        vectors = present[..., None] * vectors
+        senders = Features(scalars.flatten(0, 1), vectors.flatten(0, 1))
+        index = torch.arange(batch * m, device=coords.device).view(batch, 1, m)
+        index = index.expand(batch, atoms, m).reshape(-1, m)
+        edges = edges_between(
+            coords.reshape(-1, 3), place.flatten(0, 1), index, Interaction.LATENT_CUTOFF
+        )
+        seen = present.expand(batch, atoms, 1).reshape(-1, 1, 1)
+        return edges._replace(radial=edges.radial * seen), senders, seen
+
+    def _flags(self, given: Complex, batch: int, atoms: int) -> Tensor:
+        """(B * N, C): tells the ligand atoms which latents point to them."""
+        latents = given.latents
+        assert latents is not None
+        flags = latents.z[..., -atoms:].transpose(1, 2) * (~latents.null)[:, None, None]
+        return self.pointed(flags).reshape(batch * atoms, -1)
+
+
+class ScoreModel(nn.Module):
+    """Scores of a pose's translation, rotation and torsions, given receptor, ligand and latents.
+
+    Outputs are divided by the noise's own score magnitude inside and multiplied back on return,
+    so that what the layers produce stays near unit size at every noise level.
+
+    Args:
+        process: the product diffusion, for its noise levels and score magnitudes.
+        size: widths and depths.
+    """
+
+    def __init__(self, process: ProductDiffusion, size: Size | None = None) -> None:
+        super().__init__()
+        self.size = size = size or Size()
+        self.process = process
+        self.receptor = ReceptorEncoder(size)
+        self.ligand = LigandEncoder(size)
+        self.trunk = PoseTrunk(size, size.layers)
+        self.time = nn.Sequential(
+            nn.Linear(16, size.scalars), nn.SiLU(), nn.Linear(size.scalars, size.scalars)
+        )
+        self.gates = nn.Sequential(
+            nn.Linear(size.scalars, size.scalars), nn.SiLU(), nn.Linear(size.scalars, 5 * size.vectors)
+        )
+        self.hinge = nn.Sequential(
+            nn.Linear(size.scalars + size.vectors, size.scalars),
+            nn.SiLU(),
+            nn.Linear(size.scalars, 1),
+        )
+        for head in (self.gates, self.hinge):  # start as the zero score, whose loss is 1 a factor
+            nn.init.zeros_(head[-1].weight)
+            nn.init.zeros_(head[-1].bias)
+
+    def encode(self, receptor: ReceptorGraph, ligand: LigandGraph) -> Complex:
+        """Encode what no pose changes; the receptor part can be shared through `pair`."""
+        return self.pair(self.receptor(receptor), ligand)
+
+    def pair(self, receptor: ReceptorFeatures, ligand: LigandGraph) -> Complex:
+        """Join an encoded receptor with a ligand."""
+        return Complex(receptor, ligand, self.ligand(ligand), pair_types(ligand))
+
+    def forward(self, x_t: Pose, t: Tensor, cond: Complex) -> dict[str, Tensor]:
+        """Scores at time t (B,) in [0, 1]: ``tr`` (B, 3), ``rot`` (B, 3), ``tor`` (B, M)."""
+        batch, atoms, _ = x_t.coords.shape
+        scalars = cond.ligand_scalars[None] + self.time(_fourier(t))[:, None]
+        ligand = self.trunk(scalars.flatten(0, 1), x_t.coords, cond)
+        unit = self._head(x_t, ligand)
+        magnitude = self.process.rms_score(t)
+        return {name: unit[name] * magnitude[name].to(unit[name])[:, None] for name in unit}
+
+    def _head(self, x_t: Pose, ligand: Features) -> Mapping[str, Tensor]:
+        batch, atoms, _ = x_t.coords.shape
+        gates = self.gates(ligand.scalars)[:, None].chunk(5, -1)
+        push, spin, turn, twirl, lever = (
+            (ligand.vectors * gate).sum(-1).view(batch, atoms, 3) for gate in gates
+        )
+        arms = x_t.coords - x_t.coords.mean(1, keepdim=True)
+        inertia = arms.square().sum((1, 2)).clamp(min=1.0)[:, None]
+        torque = project(turn, x_t)["rot"] / inertia.sqrt() / math.sqrt(atoms)
+        return {
+            "tr": push.mean(1),
+            "rot": torque + spin.mean(1),
+            "tor": self._torsions(x_t, ligand, twirl, lever),
+        }
+
+    def _torsions(self, x_t: Pose, ligand: Features, twirl: Tensor, lever: Tensor) -> Tensor:
+        """(B, M): torque of the moving piece about its bond, and what the hinge atoms say."""
+        tree = x_t.tree
+        batch, atoms, _ = x_t.coords.shape
+        if len(tree) == 0:
+            return x_t.coords.new_zeros(batch, 0)
+        u, v = tree.bonds.unbind(1)
+        axis = F.normalize(x_t.coords[:, v] - x_t.coords[:, u], dim=-1)
+        # The far side of a bond turns against the near one: forces on both count.
+        share = tree.moving.to(twirl.dtype)
+        share = share / share.sum(1, keepdim=True)
+        rest = (~tree.moving).to(twirl.dtype)
+        rest = rest / rest.sum(1, keepdim=True).clamp(min=1)
+        arms = x_t.coords - x_t.coords.mean(1, keepdim=True)
+        torque = torch.linalg.cross(arms, twirl)
+        hinge = arms[:, v]
+        moved = share @ torque - torch.linalg.cross(hinge, share @ twirl)
+        held = rest @ torque - torch.linalg.cross(hinge, rest @ twirl)
+        swing = (axis * (moved - held + (share @ lever) - (rest @ lever))).sum(-1)
+        scalars = ligand.scalars.view(batch, atoms, -1)
+        vectors = ligand.vectors.view(batch, atoms, 3, -1)
+        handed = (torch.linalg.cross(vectors[:, u], vectors[:, v], dim=2) * axis[..., None]).sum(2)
+        return swing + self.hinge(torch.cat([scalars[:, u] + scalars[:, v], handed], -1))[..., 0]
+
+
+def _fourier(t: Tensor) -> Tensor:
+    """(B,) in [0, 1] -> (B, 16)."""
+    frequency = torch.pi * 2.0 ** torch.arange(8, device=t.device) / 2
+    angle = t[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
