@@ -9,9 +9,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Docker": "bio_diffusion.dock.pipeline"}
+_PUBLIC: dict[str, str] = {}  # name -> module
 
-__all__ = ["Docker", "__version__"]  # noqa: F822  (Docker is served by __getattr__)
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,10 @@ _LARGEST_FILE = 1 << 20  # bytes; a configuration is short
 
 # kind -> name -> what builds it, "module:attribute" until its first use
 _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
-    "experiment": {"toy/mixture": "bio_diffusion.toy:mixture"},
+    "experiment": {
+        "dock": "bio_diffusion.dock.experiment:Docking",
+        "toy/mixture": "bio_diffusion.toy:Mixture",
+    },
 }
 
 
@@ -37,6 +40,14 @@ def directory() -> Path:
     """The folder of the shipped configurations, in an installation or a checkout."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def choices(group: str) -> list[str]:
+    """What `group=...` may choose: the files in its folder."""
+    root = directory() / group
+    return sorted(
+        file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml")
+    )
 
 
 def compose(
@@ -200,13 +211,7 @@ def _defaults(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
             "hydra-core is not installed: install it, or give a whole configuration by --config"
         ) from error
     root = directory()
-    options = {
-        group.name: sorted(
-            file.relative_to(group).with_suffix("").as_posix() for file in group.rglob("*.yaml")
-        )
-        for group in root.iterdir()
-        if group.is_dir()
-    }
+    options = {group.name: choices(group.name) for group in root.iterdir() if group.is_dir()}
     for group, choice in chosen.items():
         if choice not in options[group]:
             raise ConfigError(f"no {group} is called {choice!r}{_near(choice, options[group])}")

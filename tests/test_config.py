@@ -226,14 +226,7 @@ def test_build_by_name():
         register("toy kind", "box", "os:getcwd")
 
 
-def every_experiment() -> list[str]:
-    root = config.directory() / "experiment"
-    return sorted(
-        file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml")
-    )
-
-
-@pytest.mark.parametrize("experiment", every_experiment())
+@pytest.mark.parametrize("experiment", config.choices("experiment"))
 def test_shipped_experiments_compose_and_name_what_is_registered(experiment):
     found = compose("train", [f"experiment={experiment}"])
     assert found["experiment"]["name"] in config.names("experiment")

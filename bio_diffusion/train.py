@@ -1,0 +1,420 @@
+"""Trains a registered experiment: `python -m bio_diffusion.train experiment=NAME [key=value ...]`.
+
+The run's folder then holds
+
+    config.json        the settings, resolved; `--config` takes such a file, without hydra or yaml
+    log.csv            step, loss and its parts, gradient norm, rate, seconds: means between lines
+    evaluation.csv     what the experiment's `evaluate` found, with the averaged weights
+    model.safetensors  weights, averaged weights and settings: what the commands load
+    state-*.safetensors  the last two training states
+    train.log          the lines on the screen, and the traceback of a fault
+
+`--resume DIR` goes on where the newest intact state stands, bit for bit as if nothing had happened
+(on the same machine and device; on CUDA as far as its kernels repeat themselves). All randomness
+of a step comes from (seed, step, rank), so seed and step are the whole random state.
+
+Several devices: `accelerate launch -m bio_diffusion.train ...` or `torchrun -m ...`. Every rank
+takes its share of the batches, the gradients are averaged, and the first rank writes.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bio_diffusion import __version__
+from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.config import ConfigError, build, choices, compose, override, read
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bio_diffusion.diffusion.process import Denoiser, Process, State
+    from bio_diffusion.diffusion.training import Step
+
+log = logging.getLogger("bio_diffusion.train")
+
+INTERRUPTED = "interrupted"
+FIT = (
+    "max_steps", "max_minutes", "accumulate", "clip", "ema", "warmup", "final_rate",
+    "log_every", "save_minutes", "evaluate_every",
+)  # fmt: skip
+
+
+class Experiment(Protocol):
+    """What a domain offers for training; built by registered name, with `device` and its arguments.
+
+    Attributes:
+        kind: of the model file ("dock", ...).
+        process: noises x_0 and scores predictions.
+        denoiser: what predicts; often `module` or a part of it.
+        module: holds every weight to train and to keep.
+        optimizer: over the parameters of `module`.
+        condition: x_0, cond, generator -> cond, or None; where latents are encoded.
+        quantile: inverse distribution function of the density of t, or None for uniform.
+    """
+
+    kind: str
+    process: "Process"
+    denoiser: "Denoiser"
+    module: "nn.Module"
+    optimizer: "torch.optim.Optimizer"
+    condition: "Callable[[State, Any, torch.Generator], Any] | None"
+    quantile: "Callable[[Tensor], Tensor] | None"
+
+    def batches(self, start: int, rank: int, world: int) -> "Iterator[tuple[State, Any]]":
+        """(x_0, cond) from batch `start` on, without end; decided by these three numbers alone."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-out data; called with the averaged weights in `module`."""
+
+
+class Table:
+    """A CSV file that grows by rows and, on resuming, forgets the steps that will be done again."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self.last = -1  # step of the last row
+        if path.exists():
+            with path.open(newline="") as file:
+                self.columns, *rows = list(csv.reader(file)) or [[]]
+            kept = [row for row in rows if len(row) == len(self.columns) and int(row[0]) < start]
+            self.last = int(kept[-1][0]) if kept else -1
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([self.columns, *kept] if self.columns else [])
+
+    def append(self, row: Mapping[str, float]) -> None:
+        self.last = int(row["step"])
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if not self.columns:
+                self.columns = list(row)
+                writer.writerow(self.columns)
+            writer.writerow([row.get(column, "") for column in self.columns])
+
+
+class Interrupt:
+    """Inside, the first SIGINT or SIGTERM is only noted, so that the step ends and is saved."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.caught = False
+
+    def __enter__(self) -> "Interrupt":
+        self.former = {int(s): signal.signal(s, self._note) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.caught = True
+        signal.signal(number, self.former[number])  # a second one acts as usual
+
+
+def rate(step: int, warmup: int, final_rate: float, max_steps: int) -> float:
+    """Factor on the learning rate: a linear warm-up, then half a cosine down to `final_rate`."""
+    done = min(1.0, max(0, step - warmup) / max(1, max_steps - warmup))
+    cosine = final_rate + (1 - final_rate) * (1 + math.cos(math.pi * done)) / 2
+    return cosine * min(1.0, (step + 1) / max(1, warmup))
+
+
+class Run:
+    """One training run in its folder.
+
+    Args:
+        config: as `configs/train.yaml` lays it out.
+        folder: of the run; must exist.
+        resume: go on from the newest intact state in `folder`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], folder: Path, *, resume: bool = False) -> None:
+        import torch
+
+        from bio_diffusion import checkpoint
+        from bio_diffusion.diffusion.training import EMA
+
+        self.config, self.folder, self.fit = dict(config), folder, config["fit"]
+        self.accelerator = _accelerator(config["device"])
+        self.rank = self.accelerator.process_index if self.accelerator else 0
+        self.world = self.accelerator.num_processes if self.accelerator else 1
+        self.device = self.accelerator.device if self.accelerator else _device(config["device"])
+        torch.manual_seed(config["seed"])  # the first weights; later draws are keyed by the step
+        self.experiment: Experiment = build("experiment", config["experiment"], device=self.device)
+        self.ema = EMA(self.experiment.module, self.fit["ema"])
+        for group in self.experiment.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.steps, self.seconds = 0, 0.0  # done, over all sittings
+        self.sums: dict[str, float] = {}  # of what is logged, since the last line
+        self.found: dict[str, float] = {}  # by the last evaluation
+        if resume:
+            self.steps, state = checkpoint.load_state(folder)
+            self.experiment.module.load_state_dict(state["module"])
+            self.experiment.optimizer.load_state_dict(state["optimizer"])
+            self.ema.load_state_dict(state["ema"])
+            self.seconds, self.sums, self.found = state["seconds"], state["sums"], state["found"]
+        if self.rank == 0:
+            self.lines = Table(folder / "log.csv", self.steps)
+            self.evaluations = Table(folder / "evaluation.csv", self.steps)
+
+    def __call__(self) -> int:
+        """Trains until steps or minutes are used up. Returns the exit status."""
+        from bio_diffusion.diffusion.training import fit
+
+        experiment, settings = self.experiment, self.fit
+        self._say("%s, %d weights, from step %d", self.device, self._count(), self.steps)
+        running = fit(
+            experiment.process,
+            experiment.denoiser,
+            experiment.batches(self.steps * settings["accumulate"], self.rank, self.world),
+            experiment.optimizer,
+            start=self.steps,
+            condition=experiment.condition,
+            accelerator=self.accelerator,
+            accumulate=settings["accumulate"],
+            ema=self.ema,
+            clip=settings["clip"],
+            quantile=experiment.quantile,
+            seed=self.config["seed"],
+        )
+        experiment.module.train()
+        began = saved = time.monotonic()
+        before = self.seconds
+        with Interrupt() as interrupt:
+            while not (reason := self._reason(interrupt.caught)):
+                current = self._set_rate()
+                step = next(running)
+                self.steps = step.index + 1
+                self.seconds = before + time.monotonic() - began
+                self._log(step, current)
+                if settings["evaluate_every"] and self.steps % settings["evaluate_every"] == 0:
+                    self.evaluate()
+                if time.monotonic() - saved > 60 * settings["save_minutes"]:
+                    self.save()
+                    saved = time.monotonic()
+            self.save()
+        if reason == INTERRUPTED:
+            self._say("interrupted after %d steps; go on with --resume %s", self.steps, self.folder)
+            return 130
+        self.evaluate()
+        self.save()
+        self._say("%s; the model is %s", reason, self.folder / "model.safetensors")
+        return 0
+
+    def evaluate(self) -> None:
+        """Asks the experiment, with the averaged weights, unless that was done at this step."""
+        import torch
+
+        if self.rank or self.evaluations.last == self.steps - 1:
+            return
+        with self.ema.applied() as module, torch.no_grad():
+            module.eval()
+            self.found = self.experiment.evaluate()
+        module.train()
+        self.evaluations.append({"step": self.steps - 1, **self.found})
+        self._say("step %d  %s", self.steps - 1, _figures(self.found))
+
+    def save(self) -> None:
+        """Writes the training state and the model."""
+        from bio_diffusion import checkpoint
+
+        if self.rank:
+            return
+        weights, average = self.experiment.module.state_dict(), self.ema.state_dict()
+        state = {
+            "module": weights,
+            "optimizer": self.experiment.optimizer.state_dict(),
+            "ema": average,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "found": self.found,
+        }
+        checkpoint.save_state(self.folder, self.steps, state)
+        info = {
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "processes": self.world,
+            "evaluation": self.found,
+            "version": __version__,
+        }
+        model = checkpoint.Checkpoint(
+            self.experiment.kind, self.config, weights, average["average"], info=info
+        )
+        checkpoint.save(self.folder / "model.safetensors", model)
+
+    def _set_rate(self) -> float:
+        factor = rate(self.steps, *(self.fit[k] for k in ("warmup", "final_rate", "max_steps")))
+        for group in self.experiment.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return self.experiment.optimizer.param_groups[0]["lr"]
+
+    def _log(self, step: "Step", current: float) -> None:
+        seen = {"loss": step.loss, "grad_norm": step.grad_norm, **step.parts}
+        if not step.skipped:
+            for key, value in ({"count": 1} | seen).items():
+                self.sums[key] = self.sums.get(key, 0.0) + value
+        if self.steps % self.fit["log_every"] or not self.sums:
+            return
+        means = {key: self.sums[key] / self.sums["count"] for key in seen}
+        self.sums = {}
+        if self.rank == 0:
+            spent = {"rate": current, "seconds": round(self.seconds, 2)}
+            self.lines.append({"step": step.index, **means, **spent})
+            self._say("step %d  %s  %.0f s", step.index, _figures(means), self.seconds)
+
+    def _reason(self, caught: bool) -> str:
+        """Why to stop now, "" for not; all processes give the same answer."""
+        minutes = self.fit["max_minutes"]
+        flags = [caught, minutes is not None and self.seconds >= 60 * minutes]
+        if self.accelerator:
+            import torch
+
+            flags = self.accelerator.reduce(torch.tensor(flags, device=self.device).int()).tolist()
+        if flags[0]:
+            return INTERRUPTED
+        if self.steps >= self.fit["max_steps"]:
+            return f"{self.steps} steps done"
+        return f"{minutes} minutes used up after {self.steps} steps" if flags[1] else ""
+
+    def _count(self) -> int:
+        return sum(p.numel() for p in self.experiment.module.parameters())
+
+    def _say(self, message: str, *values: object) -> None:
+        if self.rank == 0:
+            log.info(message, *values)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bio_diffusion.train",
+        description="Trains an experiment; Ctrl-C saves and stops.",
+        epilog=f"experiments: {', '.join(choices('experiment'))}",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value",
+        help="experiment=NAME and settings, such as fit.max_steps=5000 run=runs/mine",
+    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", metavar="FILE", help="whole settings, as a run's config.json")
+    source.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        config, folder = _settings(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first:
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with _logging(folder / "train.log" if first else None):
+            return _guarded(config, folder, resume=given.resume is not None)
+    except OSError as error:
+        print(f"{folder}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+
+
+def _guarded(config: Mapping[str, Any], folder: Path, *, resume: bool) -> int:
+    """The exit status of a run, faults included."""
+    try:
+        return Run(config, folder, resume=resume)()
+    except (ConfigError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # a fault of ours, or of the machine: the whole of it to the log
+        log.debug("fault", exc_info=True)
+        reason = " ".join(str(error).split())
+        print(f"{type(error).__name__}: {reason} (see {folder / 'train.log'})", file=sys.stderr)
+        return 1
+
+
+def _settings(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The settings and the folder that a command line asks for."""
+    if given.resume:
+        config = override(read(Path(given.resume) / "config.json"), given.words)
+    elif given.config:
+        config = override(read(given.config), given.words)
+    else:
+        config = compose("train", given.words)
+    for key in ("run", "seed", "device", "experiment.name", *(f"fit.{key}" for key in FIT)):
+        part: Any = config
+        for name in key.split("."):
+            if not isinstance(part, Mapping) or name not in part:
+                raise ConfigError(
+                    f"the settings lack {key!r}; configs/train.yaml shows all of them"
+                )
+            part = part[name]
+    if given.resume:
+        return config, Path(given.resume)
+    folder = Path(config["run"] or "runs/" + config["experiment"]["name"].replace("/", "-"))
+    if int(os.environ.get("RANK", 0)) == 0 and (folder / "config.json").exists():
+        raise ConfigError(
+            f"{folder} holds a run: --resume {folder} goes on, run=FOLDER begins anew"
+        )
+    return config, folder
+
+
+@contextmanager
+def _logging(file: Path | None) -> Iterator[None]:
+    """Lines to the screen, and with their time to a file; without a file (other ranks) warnings."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers[0].setLevel(logging.INFO if file else logging.WARNING)
+    if file:
+        handlers.append(logging.FileHandler(file))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    ours = logging.getLogger("bio_diffusion")
+    former, ours.handlers = ours.handlers, handlers
+    ours.setLevel(logging.DEBUG)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.handlers, ours.propagate = former, True
+        ours.setLevel(logging.NOTSET)
+        for handler in handlers[1:]:
+            handler.close()
+
+
+def _accelerator(device: str) -> Any:
+    """What joins the processes that a launcher started; None for a single one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device == "cpu")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto")
+    return torch.device(name)
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
