@@ -13,8 +13,9 @@ The run's folder then holds
 (on the same machine and device; on CUDA as far as its kernels repeat themselves). All randomness
 of a step comes from (seed, step, rank), so seed and step are the whole random state.
 
-Several devices: `accelerate launch -m bio_diffusion.train ...` or `torchrun -m ...`. Every rank
-takes its share of the batches, the gradients are averaged, and the first rank writes.
+Several devices: `accelerate launch -m bio_diffusion.train ...`; several processes on CPUs:
+`torchrun --nproc_per_node 2 -m bio_diffusion.train ...`. Every process takes its share of the
+batches, the gradients are averaged, and the first process writes.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bio_diffusion import __version__
 from bio_diffusion.checkpoint import CheckpointError
-from bio_diffusion.config import ConfigError, build, choices, compose, override, read
+from bio_diffusion.config import ConfigError, build, choices, compose, override, read, split
 
 if TYPE_CHECKING:
     import torch
@@ -362,12 +363,13 @@ def _settings(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
             part = part[name]
     if given.resume:
         return config, Path(given.resume)
-    folder = Path(config["run"] or "runs/" + config["experiment"]["name"].replace("/", "-"))
+    chosen = dict(map(split, given.words)).get("experiment", config["experiment"]["name"])
+    folder = Path(config["run"] or "runs/" + str(chosen).replace("/", "-"))
     if int(os.environ.get("RANK", 0)) == 0 and (folder / "config.json").exists():
         raise ConfigError(
             f"{folder} holds a run: --resume {folder} goes on, run=FOLDER begins anew"
         )
-    return config, folder
+    return config | {"run": str(folder)}, folder
 
 
 @contextmanager

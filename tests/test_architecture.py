@@ -1,6 +1,7 @@
 """What keeps the house in order: who imports whom, what `--help` loads, what is tracked."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def module_name(file: Path) -> str:
 FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(name: str, *, at_import: bool = False) -> set[str]:
+@functools.cache
+def imports(name: str, *, at_import: bool = False) -> frozenset[str]:
     """Absolute names that a module imports; with `at_import` only those that its import runs."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
@@ -62,10 +64,10 @@ def imports(name: str, *, at_import: bool = False) -> set[str]:
             source = ".".join([*(base if node.level else []), *filter(None, [node.module])])
             found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
         pending += ast.iter_child_nodes(node)
-    return found
+    return frozenset(found)
 
 
-def ours(names: set[str]) -> set[str]:
+def ours(names: frozenset[str]) -> frozenset[str]:
     return names & FILES.keys()
 
 

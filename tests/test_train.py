@@ -264,3 +264,14 @@ def test_table_forgets_steps_to_be_done_again(tmp_path):
     assert path.read_text().split() == ["step,loss", "4,2.0", "9,4.5", "14,7.5"]
     path.write_text("")
     assert Table(path, 3).last == -1
+
+
+def test_the_folder_is_named_after_the_experiment_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment=toy/mixture", "fit.max_steps=1", "device=cpu"]) == 0
+    folder = Path("runs/toy-mixture")
+    assert model(folder).config["run"] == str(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "evaluation.csv", "model.safetensors", "state-000000001.safetensors",
+        "train.log",
+    ]  # fmt: skip
