@@ -14,7 +14,6 @@ improved by Levenberg-Marquardt on the aligned RMSD, whose Jacobian is closed-fo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ from torch import Tensor
 from bio_diffusion.dock.featurize import torsion_tree
 from bio_diffusion.dock.files import InputError
 from bio_diffusion.dock.pose import TorsionTree, align, twist
+from bio_diffusion.dock.stereo import Stereo
 
-__all__ = ["ConformerError", "Stereo", "conformers", "match_torsions", "matched_conformer"]
+__all__ = ["ConformerError", "conformers", "match_torsions", "matched_conformer"]
 
 TIME_LIMIT = 30
 """Seconds after which one attempt to embed a ligand is given up."""
@@ -46,67 +46,6 @@ class ConformerError(InputError):
 
     def __init__(self, reason: str) -> None:
         super().__init__("conformer", reason)
-
-
-@dataclass(frozen=True)
-class Stereo:
-    """The specified stereochemistry of a molecule, as signs that coordinates must have.
-
-    Attributes:
-        centers: (C, 4) long, a centre and its first three neighbours.
-        handedness: (C,) +1 or -1, the sign of the triple product of the three bond vectors.
-        doubles: (D, 4) long, atoms a-i=j-b of a double bond.
-        sides: (D,) +1 where a and b lie on one side (cis), -1 where not (trans).
-    """
-
-    centers: np.ndarray
-    handedness: np.ndarray
-    doubles: np.ndarray
-    sides: np.ndarray
-
-    @classmethod
-    def of(cls, mol: Chem.Mol) -> Stereo:
-        """Reads the chiral tags and double-bond labels; unspecified ones are left free."""
-        signs = {
-            Chem.ChiralType.CHI_TETRAHEDRAL_CCW: 1.0,
-            Chem.ChiralType.CHI_TETRAHEDRAL_CW: -1.0,
-        }
-        sides = {
-            Chem.BondStereo.STEREOZ: 1.0,
-            Chem.BondStereo.STEREOCIS: 1.0,
-            Chem.BondStereo.STEREOE: -1.0,
-            Chem.BondStereo.STEREOTRANS: -1.0,
-        }
-        centers, handedness, doubles, same = [], [], [], []
-        for atom in mol.GetAtoms():
-            sign = signs.get(atom.GetChiralTag())
-            if sign is not None and atom.GetDegree() >= 3:
-                around = [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
-                centers.append((atom.GetIdx(), *around[:3]))
-                handedness.append(sign)
-        for bond in mol.GetBonds():
-            side = sides.get(bond.GetStereo())
-            if side is not None and len(bond.GetStereoAtoms()) == 2:
-                a, b = bond.GetStereoAtoms()
-                doubles.append((a, bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), b))
-                same.append(side)
-        return cls(
-            np.array(centers, dtype=np.int64).reshape(-1, 4),
-            np.array(handedness),
-            np.array(doubles, dtype=np.int64).reshape(-1, 4),
-            np.array(same),
-        )
-
-    def kept(self, coords: np.ndarray) -> np.ndarray:
-        """(K, N, 3) -> (K,) bool: every specified centre and double bond has its sign."""
-        c, x, y, z = (coords[:, column] for column in self.centers.T)
-        volume = np.einsum("kci,kci->kc", x - c, np.cross(y - c, z - c))
-        a, i, j, b = (coords[:, column] for column in self.doubles.T)
-        axis = j - i
-        first, second = np.cross(axis, a - i), np.cross(axis, b - j)
-        side = np.einsum("kdi,kdi->kd", first, second)
-        good = (volume * self.handedness > 0).all(1) & (side * self.sides > 0).all(1)
-        return np.asarray(good)
 
 
 def conformers(mol: Chem.Mol, count: int, seed: int) -> np.ndarray:

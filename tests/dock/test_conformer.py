@@ -8,14 +8,10 @@ import torch
 from rdkit import Chem
 from rdkit.Chem import AllChem, rdMolAlign
 
-from bio_diffusion.dock.conformer import (
-    ConformerError,
-    Stereo,
-    conformers,
-    matched_conformer,
-)
+from bio_diffusion.dock.conformer import ConformerError, conformers, matched_conformer
 from bio_diffusion.dock.featurize import torsion_tree
 from bio_diffusion.dock.pose import align, twist
+from bio_diffusion.dock.stereo import Stereo
 
 # threonine-like centre pair, E and Z double bonds, a sulfoxide, a phosphate, a fused ring system
 STEREO = [
