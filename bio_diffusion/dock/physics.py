@@ -223,7 +223,7 @@ class Vina:
 
     def __post_init__(self) -> None:
         i, j = self.pairs.unbind(1)
-        tables = [table[i, j] for table in pair_tables(self.types, self.types)]
+        tables = [table[i, j, None] for table in pair_tables(self.types, self.types)]
         # Row p of the incidence has +1 at i and -1 at j: differences and forces are products.
         incidence = torch.zeros(len(i), len(self.types), device=self.types.device)
         incidence[torch.arange(len(i)), i] = 1.0
@@ -318,10 +318,14 @@ class Vina:
 
     def _within(self, coords: Tensor) -> tuple[Tensor, Tensor]:
         radii, hydrophobic, hydrogen, incidence = self._intra  # type: ignore[attr-defined]
-        difference = incidence @ coords
-        r = difference.square().sum(-1).clamp_(min=1e-6).sqrt_()
+        batch, count, _ = coords.shape
+        # Axes before poses: one product gives all differences, and sums run along poses.
+        columns = coords.permute(1, 2, 0).reshape(count, 3 * batch)
+        difference = (incidence @ columns).view(-1, 3, batch)
+        r = difference.square().sum(1).clamp_(min=1e-6).sqrt_()
         energy, slope = pair_energy(r - radii, hydrophobic, hydrogen)
         inside = (r < CUTOFF).to(r.dtype)
         energy, factor = capped(energy.mul_(inside), self.cap)
         slope.mul_(inside).mul_(factor).div_(r)
-        return energy.sum(1), incidence.T @ difference.mul_(slope[..., None])
+        gradient = incidence.T @ difference.mul_(slope[:, None]).view(-1, 3 * batch)
+        return energy.sum(0), gradient.view(count, 3, batch).permute(2, 0, 1)
