@@ -35,6 +35,7 @@ from scipy.spatial import cKDTree
 from .ligand import MAX_HEAVY_ATOMS, Refused
 
 _REACH = 0.40  # Å beyond the sum of covalent radii within which two atoms are bonded
+_SINGLE_N = {"C": 1.47, "N": 1.42, "O": 1.40}
 _SINGLE = {"C": 1.53, "N": 1.47, "O": 1.43, "S": 1.81, "F": 1.37, "Cl": 1.77, "Br": 1.95, "I": 2.1}
 """Lengths of single bonds at an sp3 carbon, Å; others count as 1.80."""
 
@@ -43,6 +44,12 @@ _CHAIN = (-19.32, 0.1314, 19.51)  # two neighbours: angle, shortness
 _RING = (-24.30, 0.2312, -6.77, 12.12)  # two neighbours in a ring: angle, puckering, shortness
 _BRANCH = (2.615, -16.73, 9.55)  # three neighbours: height over their plane, shortness
 _END = (-20.0, 95.0)  # one neighbour: shortness; few examples, set by hand
+
+# The same for nitrogen. Its angle is narrower where it has no hydrogen.
+_N_CHAIN = (-5.70, 0.0101, 10.11)
+_N_RING = (21.55, -0.1886, -1.63, 12.99)
+_N_FIVE = (15.39, -0.1426, -1.65, 5.50)
+_N_END = (-7.40, 32.96)
 
 # Log-odds of a double bond where both ends may have one: constant, weight of the length. The mark
 # 1 is a terminal atom, whose hydrogen lengthens the single bond.
@@ -58,10 +65,9 @@ _DOUBLE = {
     "NN1": (17.04, -13.81),
 }
 _FREE = {"C": 4, "N": 3, "O": 2, "S": 2, "Se": 2}
-_CATION = 5.0  # c: log-odds that a cation must earn
+_AROMATIC = 1.5  # log-odds added to a double bond within a flat ring of five or six
+_CATION = 2.5  # c: log-odds that a cation must earn
 _TRIPLE = {"CC": 1.27, "CN": 1.22, "NN": 1.17}  # Å below which a bond may be triple
-DOUBT = 12.0
-"""Most negative log-likelihood (nats, summed over carbons) with which a result is trusted."""
 
 
 def perceive(
@@ -75,11 +81,11 @@ def perceive(
         bonds: (E, 2) atom pairs where they are known, else bonded by distance.
 
     Returns:
-        A molecule with orders, charges and one conformer, not sanitised.
+        A molecule with orders, charges and one conformer, not sanitised. Its property `doubt` is
+        the negative log-likelihood (nats) of the carbons; `prepare` refuses too high a one.
 
     Raises:
-        Refused: `bonds`, where the atoms make more than one molecule or the geometry contradicts
-            every choice of orders.
+        Refused: `fragments`, `too_large`, or `bonds` where no choice of orders is consistent.
     """
     xyz = np.asarray(coords, dtype=np.float64)
     if len(elements) > 4 * MAX_HEAVY_ATOMS:
@@ -87,18 +93,50 @@ def perceive(
     pairs = near_pairs(elements, xyz) if bonds is None else np.asarray(bonds).reshape(-1, 2)
     mol = _single_bonded(elements, xyz, pairs)
     if len(Chem.GetMolFrags(mol)) > 1:
-        raise Refused("bonds", "the atoms do not hang together as one molecule")
+        raise Refused("fragments", "the atoms do not hang together as one molecule")
     taken = _groups(mol, xyz)
     _solve(mol, xyz, taken)
     return mol
 
 
-def near_pairs(elements: Sequence[str], coords: np.ndarray) -> np.ndarray:
-    """(E, 2) atom pairs within the sum of their covalent radii and a margin."""
+def near_pairs(elements: Sequence[str], coords: np.ndarray, reach: float = _REACH) -> np.ndarray:
+    """(E, 2) atom pairs within the sum of their covalent radii and `reach` Å."""
     radius = np.array([gemmi.Element(e).covalent_r for e in elements])
-    found = cKDTree(coords).query_pairs(2 * radius.max() + _REACH, output_type="ndarray")
+    found = cKDTree(coords).query_pairs(2 * radius.max() + reach, output_type="ndarray")
     length = np.linalg.norm(coords[found[:, 0]] - coords[found[:, 1]], axis=1)
-    return found[length < radius[found[:, 0]] + radius[found[:, 1]] + _REACH]
+    return found[length < radius[found[:, 0]] + radius[found[:, 1]] + reach]
+
+
+def with_orders(
+    elements: Sequence[str], coords: np.ndarray, orders: dict[tuple[int, int], str]
+) -> Chem.Mol:
+    """Builds a molecule from heavy atoms and a component's own table of bonds.
+
+    Args:
+        elements: (N,) symbols.
+        coords: (N, 3) Å.
+        orders: `sing`, `doub`, `trip` or `arom` by atom pair.
+
+    Returns:
+        A molecule with one conformer, not sanitised; nitrogens of four bonds are charged.
+    """
+    mol = _single_bonded(elements, np.asarray(coords, dtype=np.float64), np.array(list(orders)))
+    kinds = {
+        "doub": Chem.BondType.DOUBLE,
+        "trip": Chem.BondType.TRIPLE,
+        "arom": Chem.BondType.AROMATIC,
+    }
+    for (i, j), order in orders.items():
+        kind = kinds.get(order, Chem.BondType.SINGLE)
+        mol.GetBondBetweenAtoms(i, j).SetBondType(kind)
+        if kind == Chem.BondType.AROMATIC:
+            mol.GetBondBetweenAtoms(i, j).SetIsAromatic(True)
+            for k in (i, j):
+                mol.GetAtomWithIdx(k).SetIsAromatic(True)
+    for atom in mol.GetAtoms():
+        if atom.GetSymbol() == "N" and sum(b.GetBondTypeAsDouble() for b in atom.GetBonds()) == 4:
+            _cation(atom)
+    return mol
 
 
 def _single_bonded(elements: Sequence[str], coords: np.ndarray, pairs: np.ndarray) -> Chem.Mol:
@@ -119,14 +157,20 @@ def _groups(mol: Chem.Mol, xyz: np.ndarray) -> set[int]:
     settled: set[int] = set()
     for atom in mol.GetAtoms():
         symbol, degree, i = atom.GetSymbol(), atom.GetDegree(), atom.GetIdx()
-        ends = sorted(
-            (n for n in atom.GetNeighbors() if n.GetDegree() == 1 and n.GetSymbol() in "OS"),
-            key=lambda n, i=i: (n.GetSymbol() == "O", np.linalg.norm(xyz[n.GetIdx()] - xyz[i])),
+        # sulphur first, then by length: P=S is written before P=O, and the double bond is short
+        ranked = sorted(
+            (n.GetSymbol() == "O", float(np.linalg.norm(xyz[n.GetIdx()] - xyz[i])), n.GetIdx())
+            for n in atom.GetNeighbors()
+            if n.GetDegree() == 1 and n.GetSymbol() in ("O", "S")
         )
+        ends = [mol.GetAtomWithIdx(k) for _, _, k in ranked]
         if symbol in ("P", "As") and degree == 4:
             doubles = 1
         elif symbol in ("S", "Se") and degree in (3, 4) and ends:
             doubles = degree - 2
+        elif symbol in ("S", "Se") and degree == 3:
+            atom.SetFormalCharge(1)
+            continue
         elif symbol == "N" and degree == 3 and len(ends) == 2:
             doubles = 1
             atom.SetFormalCharge(1)
@@ -145,11 +189,17 @@ def _groups(mol: Chem.Mol, xyz: np.ndarray) -> set[int]:
 def _solve(mol: Chem.Mol, xyz: np.ndarray, settled: set[int]) -> None:
     """Sets the orders of all other bonds by the integer programme of the module."""
     puckering = _puckering(mol, xyz)
-    odds = {
+    odds: dict[int, float] = {
         atom.GetIdx(): _carbon(atom, xyz, puckering)
         for atom in mol.GetAtoms()
         if atom.GetSymbol() == "C"
     }
+    odds_n = {
+        atom.GetIdx(): _nitrogen(atom, xyz, puckering)
+        for atom in mol.GetAtoms()
+        if atom.GetSymbol() == "N" and atom.GetDegree() < 3
+    }
+    endo = _flat_bonds(mol, puckering)
     room, cations = {}, []
     for atom in mol.GetAtoms():
         i, degree = atom.GetIdx(), atom.GetDegree()
@@ -168,7 +218,8 @@ def _solve(mol: Chem.Mol, xyz: np.ndarray, settled: set[int]) -> None:
         for bond in open_bonds:
             w, triple = _bond_odds(bond, xyz)
             ends = (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
-            gain.append(w + sum(odds.get(k, 0.0) for k in ends))
+            w += _AROMATIC * (bond.GetIdx() in endo)
+            gain.append(w + sum(odds.get(k, odds_n.get(k, 0.0)) for k in ends))
             upper.append(2 if triple else 1)
         rows = np.zeros((mol.GetNumAtoms(), len(open_bonds) + len(cations)))
         for column, bond in enumerate(open_bonds):
@@ -213,6 +264,7 @@ def _carbon(atom: Chem.Atom, xyz: np.ndarray, puckering: dict[int, float]) -> fl
     neighbours = list(atom.GetNeighbors())
     arms = np.array([xyz[n.GetIdx()] - xyz[i] for n in neighbours]).reshape(-1, 3)
     lengths = np.linalg.norm(arms, axis=1)
+    weights: tuple[float, ...]
     short = sum(_SINGLE.get(n.GetSymbol(), 1.8) for n in neighbours) - float(lengths.sum())
     if len(neighbours) == 3:
         normal = np.cross(arms[1] - arms[0], arms[2] - arms[0])
@@ -231,6 +283,38 @@ def _carbon(atom: Chem.Atom, xyz: np.ndarray, puckering: dict[int, float]) -> fl
     return float(np.clip(weights[0] + np.dot(weights[1:], features), -20.0, 20.0))
 
 
+def _nitrogen(atom: Chem.Atom, xyz: np.ndarray, puckering: dict[int, float]) -> float:
+    """Log-odds v_i that a nitrogen with one or two neighbours is unsaturated."""
+    i = atom.GetIdx()
+    neighbours = list(atom.GetNeighbors())
+    arms = np.array([xyz[n.GetIdx()] - xyz[i] for n in neighbours]).reshape(-1, 3)
+    lengths = np.linalg.norm(arms, axis=1)
+    weights: tuple[float, ...]
+    short = sum(_SINGLE_N.get(n.GetSymbol(), 1.7) for n in neighbours) - float(lengths.sum())
+    if len(neighbours) == 1:
+        weights, features = _N_END, [short]
+    elif len(neighbours) == 2 and i in puckering:
+        five = atom.GetOwningMol().GetRingInfo().IsAtomInRingOfSize(i, 5)
+        weights = _N_FIVE if five else _N_RING
+        features = [_angle(arms), puckering[i], short]
+    elif len(neighbours) == 2:
+        weights, features = _N_CHAIN, [_angle(arms), short]
+    else:
+        return 0.0
+    return float(np.clip(weights[0] + np.dot(weights[1:], features), -20.0, 20.0))
+
+
+def _flat_bonds(mol: Chem.Mol, puckering: dict[int, float]) -> set[int]:
+    """Bonds within rings of five or six atoms that are flat."""
+    rings = mol.GetRingInfo()
+    return {
+        k
+        for atoms, ring in zip(rings.AtomRings(), rings.BondRings(), strict=True)
+        if len(ring) in (5, 6) and max(puckering[i] for i in atoms) < 0.25
+        for k in ring
+    }
+
+
 def _angle(arms: np.ndarray) -> float:
     cosine = arms[0] @ arms[1] / np.prod(np.linalg.norm(arms, axis=1) + 1e-9)
     return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
@@ -240,7 +324,9 @@ def _is_linear(atom: Chem.Atom, xyz: np.ndarray) -> bool:
     """A two-bonded atom whose bonds lie in line, within 25 degrees."""
     if atom.GetDegree() != 2:
         return False
-    return _angle(np.array([xyz[n.GetIdx()] - xyz[atom.GetIdx()] for n in atom.GetNeighbors()])) > 155
+    return (
+        _angle(np.array([xyz[n.GetIdx()] - xyz[atom.GetIdx()] for n in atom.GetNeighbors()])) > 155
+    )
 
 
 def _bond_odds(bond: Chem.Bond, xyz: np.ndarray) -> tuple[float, bool]:
@@ -260,12 +346,11 @@ def _puckering(mol: Chem.Mol, xyz: np.ndarray) -> dict[int, float]:
     for ring in map(list, Chem.GetSymmSSSR(mol)):
         if len(ring) > 8:
             continue
-        sines = [0.5]  # a three-membered ring has no torsion
+        worst = 0.5  # a three-membered ring has no torsion
         if len(ring) > 3:
-            turns = [xyz[np.roll(ring, -k)[:4]] for k in range(len(ring))]
-            sines = [_sine(p) for p in turns]
+            worst = max(_sine(xyz[[*ring[k:], *ring[:k]][:4]]) for k in range(len(ring)))
         for i in ring:
-            flat[i] = min(flat.get(i, 1.0), max(sines))
+            flat[i] = min(flat.get(i, 1.0), worst)
     return flat
 
 
@@ -273,8 +358,8 @@ def _sine(p: np.ndarray) -> float:
     """|sin| of the torsion of four points (4, 3)."""
     first = np.cross(p[0] - p[1], p[2] - p[1])
     second = np.cross(p[3] - p[2], p[1] - p[2])
-    cosine = first @ second / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-9)
-    return float(np.sqrt(max(0.0, 1.0 - cosine**2)))
+    norms = max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-9)
+    return float(np.sqrt(max(0.0, 1.0 - (float(first @ second) / norms) ** 2)))
 
 
 def apply_template(mol: Chem.Mol, template: Chem.Mol) -> Chem.Mol:
@@ -292,6 +377,7 @@ def apply_template(mol: Chem.Mol, template: Chem.Mol) -> Chem.Mol:
     """
     heavy = Chem.RemoveAllHs(template, sanitize=False)
     plain = Chem.RemoveAllHs(mol, sanitize=False)
+    plain.ClearProp("doubt")
     if plain.GetNumAtoms() != heavy.GetNumAtoms():
         raise Refused(
             "template",

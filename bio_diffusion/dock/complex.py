@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .bound import bound_ligand
 from .files import InputError, one_line, slug
 from .ligand import Failure, Ligand
-from .ligand_files import read_ligands
+from .ligand_files import read_ligands, reference_coords
 from .receptor import Receptor, read_receptor
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Ligand",
     "Receptor",
     "Site",
+    "bound_ligand",
     "read_ligands",
     "read_receptor",
     "site_from_center",
@@ -107,16 +109,8 @@ def site_from_ligand(ligand: str | Path | np.ndarray, padding: float = SITE_PADD
     """
     if isinstance(ligand, np.ndarray):
         return _box(ligand, padding, "ligand coordinates")
-    return _box(_coordinates(Path(ligand)), padding, f"ligand {one_line(Path(ligand).name)}")
-
-
-def _coordinates(path: Path) -> np.ndarray:
-    """(N, 3) heavy atoms of the first molecule of a file."""
-    first = next(read_ligands([path]))
-    if isinstance(first, Ligand) and first.crystal is not None:
-        return first.crystal
-    why = first.reason if isinstance(first, Failure) else f"{one_line(path)}: a flat drawing"
-    raise InputError("site", f"{why}; --autobox_ligand needs a ligand with coordinates in space")
+    path = Path(ligand)
+    return _box(reference_coords(path), padding, f"ligand {one_line(path.name)}")
 
 
 def _box(coords: np.ndarray, padding: float, how: str) -> Site:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from rdkit import Chem
@@ -18,6 +19,9 @@ from .files import one_line
 
 MAX_HEAVY_ATOMS = 150
 """Largest ligand taken: beyond it a rigid-body and torsion search has no meaning."""
+
+MAX_DOUBT = 2.0
+"""Nats of doubt about bond orders read off geometry above which more than half are wrong."""
 
 ELEMENTS = frozenset("H B C N O F Si P S Cl As Se Br I".split())
 """Elements that the network and the scoring function know."""
@@ -111,13 +115,17 @@ def prepare(mol: Chem.Mol, ligand_id: str, source: str, protein: str | None = No
         mol = _main_fragment(mol, notes)
         _check_atoms(mol)
         mol = _sanitised(mol, notes)
-        crystal = _in_space(mol)
+        crystal = in_space(mol)
         if crystal:
             Chem.AssignStereochemistryFrom3D(mol)
         mol = _heavy(mol)
         _drop_moot_stereo(mol)
         Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
         notes += _open_stereo(mol)
+    if mol.HasProp("doubt"):
+        if mol.GetDoubleProp("doubt") > MAX_DOUBT:
+            raise Refused("bonds", "its geometry does not tell the bond orders")
+        notes.append("bond orders read off the geometry; give the SMILES to set them")
     coords = mol.GetConformer().GetPositions() if crystal else None
     mol.RemoveAllConformers()
     for key in list(mol.GetPropNames(includePrivate=True)):
@@ -245,7 +253,7 @@ def _sanitised(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
     return trial
 
 
-def _in_space(mol: Chem.Mol) -> bool:
+def in_space(mol: Chem.Mol) -> bool:
     """Whether the coordinates are a pose: finite, no drawing, no two heavy atoms in one place."""
     if not mol.GetNumConformers():
         return False
@@ -263,7 +271,7 @@ def _in_space(mol: Chem.Mol) -> bool:
 
 def _heavy(mol: Chem.Mol) -> Chem.Mol:
     """Removes every hydrogen, deuterium and hydride included; their count stays on the atoms."""
-    options = rdmolops.RemoveHsParameters()
+    options: Any = rdmolops.RemoveHsParameters()
     for name in (
         "removeDegreeZero",
         "removeHigherDegrees",

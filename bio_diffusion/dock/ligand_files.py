@@ -17,17 +17,28 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
 from .bonds import apply_template, molecule_from_pdb
 from .files import InputError, one_line, read_text, slug
-from .ligand import Failure, Ligand, Refused, check_size, prepare
+from .ligand import (
+    MAX_HEAVY_ATOMS,
+    Failure,
+    Ligand,
+    Refused,
+    check_size,
+    in_space,
+    prepare,
+)
+from .residues import read_groups, read_structure
 
 MAX_SMILES = 5000
 """Longest SMILES parsed, in characters; a ligand of 150 atoms needs a tenth of it."""
@@ -149,6 +160,38 @@ def _file_records(path: Path) -> Iterator[_Record]:
         yield from _records(path, read_text(path))
     except InputError as error:
         yield _Record(_stem(path), one_line(path), _nothing, None, (error.code, str(error)))
+
+
+def reference_coords(path: Path) -> np.ndarray:
+    """Heavy atoms in space of the first molecule of a file, whatever its chemistry.
+
+    Args:
+        path: SDF, MOL, MOL2, PDB or mmCIF, also gzipped.
+
+    Returns:
+        (N, 3) coordinates in Å.
+
+    Raises:
+        InputError: The file cannot be read, or holds no coordinates in space.
+    """
+    name = one_line(path)
+    if _kind(path) in (".sdf", ".mol", ".sd", ".mdl", ".mol2"):
+        record = next(_records(path, read_text(path)))
+        try:
+            mol = record.parse()
+        except Refused as error:
+            raise InputError(error.code, f"{name}: {error}") from None
+        if not in_space(mol):
+            raise InputError("flat", f"{name}: a drawing; give a ligand with coordinates in space")
+        heavy = [atom.GetAtomicNum() > 1 for atom in mol.GetAtoms()]
+        return mol.GetConformer().GetPositions()[heavy]
+    groups = [g for g in read_groups(read_structure(path), Counter()) if g.kind != "water"]
+    coords = np.concatenate([np.zeros((0, 3)), *(g.coords for g in groups)])
+    if len(coords) == 0 or len(coords) > 4 * MAX_HEAVY_ATOMS:
+        raise InputError(
+            "no_ligand", f"{name}: holds {len(coords)} heavy atoms; give the ligand's own file"
+        )
+    return coords
 
 
 def _nothing() -> Chem.Mol:

@@ -33,26 +33,8 @@ import gemmi
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .files import InputError, one_line, read_text
-
-METALS = frozenset("Na K Mg Ca V Mn Fe Co Ni Cu Zn Mo Cd W".split())
-"""Metal ions kept beside a protein: those of biology, and cadmium, which stands in for zinc."""
-
-METAL_REACH = 4.0
-"""Å from an ion to the nearest atom of a chain or cofactor, beyond which the ion is dropped."""
-
-WATERS = frozenset("HOH DOD WAT H2O TIP TIP3 TP3 SOL OH2 MTO".split())
-
-ADDITIVES = frozenset(
-    """
-    GOL EDO PGO PGR MPD MRD BU1 BU2 BU3 PDO PEG PGE PG4 PG0 PG5 PG6 1PE 2PE 1PG P6G P33 P4C PE3
-    PE4 PE5 PE7 PE8 12P 15P 7PE XPE PEU ETE M2M TOE MXE EOH MOH IPA POL TBU ACN CCN DMS DMF DIO
-    DOX ACY ACT FMT CO3 BCT NO3 NO2 SO4 SO3 PO4 PI 2HP PO3 SCN CYN AZI NH4 NH3 FLC CIT CAC MLI
-    MLA TLA TAR SIN MES EPE TRS BTB BCN MPO NHE CPS CXS B3P HED BME DTT DTU DTV TCE TFA IMD URE
-    GAI UNX BOG LMT LDA C8E SDS HTG HTO DMU UND D10 D12 OCT HEX C10
-    """.split()
-)
-"""Buffers, precipitants, cryoprotectants and detergents: dropped, and never taken for a ligand."""
+from .files import InputError, one_line
+from .residues import METAL_REACH, METALS, Group, read_groups, read_structure
 
 _BACKBONE = ("N", "CA", "C", "O")
 _SIDE_CHAIN = {
@@ -176,36 +158,6 @@ def read_receptor(path: str | Path) -> Receptor:
     return assemble(read_structure(path), path)
 
 
-def read_structure(path: str | Path) -> gemmi.Structure:
-    """Parses PDB or mmCIF text by its content.
-
-    Raises:
-        InputError: The file cannot be read, is of another kind, damaged, or holds no atom.
-    """
-    name = one_line(path)
-    text = read_text(path)
-    try:
-        if any(line.lower().startswith("data_") for line in text.splitlines()):
-            # block by block: real files carry other blocks after the coordinates
-            for block in gemmi.cif.read_string(text):
-                structure = gemmi.make_structure_from_block(block)
-                if len(structure) and sum(1 for _ in structure[0].all()):
-                    break
-            structure.merge_chain_parts()
-        else:
-            structure = gemmi.read_pdb_string(text)
-            structure.merge_chain_parts()
-    except (RuntimeError, ValueError, IndexError, OverflowError) as error:
-        reason = one_line(error)
-        raise InputError(
-            "parse",
-            f"{name}: not a readable PDB or mmCIF file ({reason}); fetch or export it again",
-        ) from None
-    if len(structure) == 0 or not any(True for _ in structure[0].all()):
-        raise InputError("no_atoms", f"{name}: holds no atoms; give a protein as PDB or mmCIF")
-    return structure
-
-
 def assemble(
     structure: gemmi.Structure, path: str | Path, leave_out: Iterable[str] = ()
 ) -> Receptor:
@@ -214,7 +166,7 @@ def assemble(
     Args:
         structure: What `read_structure` gave.
         path: Where it came from, for the name and for messages.
-        leave_out: Keys (`residue_key`) of groups to take out, such as the bound ligand.
+        leave_out: Labels of groups to take out, such as the bound ligand.
 
     Raises:
         InputError: No protein or nucleic acid is left, or only its alpha carbons.
@@ -232,21 +184,18 @@ def assemble(
         )
     }
     omit = set(leave_out)
-    groups: list[_Group] = []
-    for chain in structure[0]:
-        for residue in conformers(chain, counts):
-            if residue_key(chain, residue) in omit:
-                continue
-            group = _read_group(chain, residue, counts)
-            if group.kind == "water":
-                counts["waters_dropped"] += 1
-            elif not group.atoms:
-                counts["groups_without_usable_atoms"] += 1
-            elif group.kind == "additive":
-                tables["additives_dropped"][group.name] += 1
-            else:
-                groups.append(group)
-    _link(groups)
+    groups: list[Group] = []
+    for group in read_groups(structure, counts):
+        if group.label in omit:
+            counts["groups_taken_out"] += 1
+        elif group.kind == "water":
+            counts["waters_dropped"] += 1
+        elif not group.atoms:
+            counts["groups_without_usable_atoms"] += 1
+        elif group.kind == "additive":
+            tables["additives_dropped"][group.name] += 1
+        else:
+            groups.append(group)
     groups = _near_ions(groups, tables)
     polymer = [g for g in groups if g.kind in ("protein", "nucleic", "modified")]
     if not polymer:
@@ -286,6 +235,7 @@ _COUNTED = (
     "mse_to_met",
     "unknown_atoms_dropped",
     "groups_without_usable_atoms",
+    "groups_taken_out",
 )
 
 
@@ -297,154 +247,15 @@ def _found(counts: Counter[str], tables: dict[str, Counter[str]]) -> Iterator[tu
         yield from tables[key].items()
 
 
-@dataclass
-class _Group:
-    """One residue, ion or other group after the policy on atoms."""
-
-    chain: str
-    number: str
-    name: str
-    kind: str  # protein, nucleic, modified, group, ion, additive, water
-    record: str  # A for ATOM, H for HETATM
-    atoms: list[gemmi.Atom]
-
-    def position(self, name: str) -> np.ndarray | None:
-        """(3,) coordinates of the atom of that name, if there is one."""
-        for atom in self.atoms:
-            if atom.name == name:
-                return np.array(atom.pos.tolist())
-        return None
-
-
-def residue_key(chain: gemmi.Chain, residue: gemmi.Residue) -> str:
-    """Names one residue of a model: chain, number with insertion code, component."""
-    return f"{chain.name}:{residue.seqid} {residue.name}"
-
-
-def conformers(chain: gemmi.Chain, counts: Counter[str]) -> Iterator[gemmi.Residue]:
-    """Residues of a chain with one alternate location each, that of highest occupancy.
-
-    One label is chosen for the whole residue, so that halves of two side-chain positions are
-    never joined; a tie goes to the first label, the same in neighbouring residues. Where two
-    components share a position (microheterogeneity) the same rule chooses between them.
-    """
-    weights: dict[str, Counter[str]] = {}
-    names: dict[str, set[str]] = {}
-    for residue in chain:
-        table = weights.setdefault(str(residue.seqid), Counter())
-        names.setdefault(str(residue.seqid), set()).add(residue.name)
-        for atom in residue:
-            if atom.has_altloc():
-                table[atom.altloc] += atom.occ if np.isfinite(atom.occ) else 0.0
-    counts["altloc_residues"] += sum(1 for table in weights.values() if table)
-    for residue in chain:
-        table = weights[str(residue.seqid)]
-        rank = {a: i for i, a in enumerate(sorted(table, key=lambda a: (-table[a], a)))}
-        labels = {atom.altloc for atom in residue if atom.has_altloc()}
-        if not labels:
-            yield residue
-            continue
-        rival = len(names[str(residue.seqid)]) > 1
-        if rival and min(rank.values()) not in {rank[a] for a in labels}:
-            continue
-        best: dict[str, int] = {}
-        for atom in residue:
-            if atom.has_altloc():
-                best[atom.name] = min(rank[atom.altloc], best.get(atom.name, len(rank)))
-        chosen = residue.clone()
-        for i in range(len(residue) - 1, -1, -1):
-            if residue[i].has_altloc() and rank[residue[i].altloc] != best[residue[i].name]:
-                del chosen[i]
-        yield chosen
-
-
-_KIND = gemmi.ResidueKind
-_PROTEIN = (_KIND.AA, _KIND.AAD, _KIND.PAA, _KIND.MAA)
-_NUCLEIC = (_KIND.RNA, _KIND.DNA)
-
-
-def classify(name: str, atoms: list[gemmi.Atom]) -> str:
-    """Class of a residue by its component name and atoms.
-
-    Returns:
-        `protein`, `nucleic`, `modified`, `ion`, `additive`, `water`, or `group` for any other.
-    """
-    info = gemmi.find_tabulated_residue(name)
-    if info.is_water() or name in WATERS:
-        return "water"
-    if info.kind in _PROTEIN:
-        return "protein" if info.is_standard() else "modified"
-    if info.kind in _NUCLEIC:
-        return "nucleic" if info.is_standard() else "modified"
-    if len(atoms) == 1:
-        return "ion"
-    if name in ADDITIVES or info.kind == _KIND.BUF:
-        return "additive"
-    return "group"
-
-
-def _read_group(chain: gemmi.Chain, residue: gemmi.Residue, counts: Counter[str]) -> _Group:
-    """Drops hydrogens and unusable atoms of a residue, renames selenomethionine, classifies."""
-    atoms = []
-    for atom in residue:
-        if atom.is_hydrogen():
-            counts["hydrogens_dropped"] += 1
-        elif atom.element.atomic_number == 0 or not _usable(atom):
-            counts["unknown_atoms_dropped"] += 1
-        else:
-            atoms.append(atom)
-    name, record = residue.name, "H" if residue.het_flag == "H" else "A"
-    if name == "MSE":
-        counts["mse_to_met"] += 1
-        name, record = "MET", "A"
-        for atom in atoms:
-            if atom.element.name == "Se":
-                atom.element, atom.name = gemmi.Element("S"), "SD"
-    kind = classify(name, atoms)
-    return _Group(chain.name, str(residue.seqid), name, kind, record, atoms)
-
-
-def _usable(atom: gemmi.Atom) -> bool:
-    """Whether the coordinates are numbers that a PDB file can hold."""
-    return all(np.isfinite(x) and -999.9 < x < 9999.0 for x in atom.pos.tolist())
-
-
-def _link(groups: list[_Group]) -> None:
-    """Settles by the peptide bond what HETATM amino acids are: parts of a chain, or free."""
-    ends = [(g.position("N"), g.position("C")) for g in groups]
-    n_of = [i for i, (n, _) in enumerate(ends) if n is not None]
-    c_of = [i for i, (_, c) in enumerate(ends) if c is not None]
-    linked: set[int] = set()
-    if n_of and c_of:
-        tree = cKDTree([ends[i][1] for i in c_of])
-        for i in n_of:
-            for j in (c_of[k] for k in tree.query_ball_point(ends[i][0], _PEPTIDE)):
-                if i != j:
-                    linked |= {i, j}
-    for i, group in enumerate(groups):
-        if group.record != "H":
-            continue
-        if group.kind in ("protein", "modified") and group.position("CA") is not None:
-            if i not in linked:
-                group.kind = "group"
-            elif group.kind == "protein":
-                group.record = "A"
-        elif group.kind == "group" and i in linked and group.position("CA") is not None:
-            group.kind = "modified"
-
-
-_PEPTIDE = 2.0  # Å between C and N: bonds are 1.33, bad models reach 1.7, no contact is nearer
-
-
-def _near_ions(groups: list[_Group], tables: dict[str, Counter[str]]) -> list[_Group]:
+def _near_ions(groups: list[Group], tables: dict[str, Counter[str]]) -> list[Group]:
     """Keeps the metals of biology that lie beside something else that is kept."""
-    anchors = [a.pos.tolist() for g in groups if g.kind != "ion" for a in g.atoms]
-    tree = cKDTree(anchors) if anchors else None
+    anchors = [g.coords for g in groups if g.kind != "ion"]
+    tree = cKDTree(np.concatenate(anchors or [np.full((1, 3), np.inf)]))
     kept = []
     for group in groups:
         if group.kind == "ion":
-            known = tree is not None and group.atoms[0].element.name in METALS
-            near = known and tree.query(group.atoms[0].pos.tolist())[0] <= METAL_REACH
+            known = group.atoms[0].element.name in METALS
+            near = known and tree.query(group.coords[0])[0] <= METAL_REACH
             tables["metals_kept" if near else "ions_dropped"][group.name] += 1
             if not near:
                 continue
@@ -452,19 +263,18 @@ def _near_ions(groups: list[_Group], tables: dict[str, Counter[str]]) -> list[_G
     return kept
 
 
-def _missing(groups: list[_Group]) -> dict[str, Any]:
+def _missing(groups: list[Group]) -> dict[str, Any]:
     """Counts and the first few of the residues with missing atoms, and of chain breaks."""
     backbone, side_chain, breaks = [], [], 0
-    last: _Group | None = None
+    last: Group | None = None
     for group in groups:
         if group.kind not in ("protein", "modified"):
             continue
         names = {a.name for a in group.atoms}
-        label = f"{group.chain}:{group.number} {group.name}"
         if not names.issuperset(_BACKBONE):
-            backbone.append(label)
+            backbone.append(group.label)
         if not names.issuperset(_SIDE_CHAIN.get(group.name, ())):
-            side_chain.append(label)
+            side_chain.append(group.label)
         if last is not None and last.chain == group.chain:
             end, start = last.position("C"), group.position("N")
             if end is not None and start is not None:
@@ -480,17 +290,17 @@ def _missing(groups: list[_Group]) -> dict[str, Any]:
 _GAP = 2.5  # Å between C and N of neighbours in the file above which residues are missing
 
 
-def _receptor(name: str, groups: list[_Group], notes: dict[str, Any]) -> Receptor:
+def _receptor(name: str, groups: list[Group], notes: dict[str, Any]) -> Receptor:
     """Lays the groups out as arrays and as PDB text with one line an atom."""
     letters = _chain_letters(list(notes["chains"]))
     lines: list[str] = []
     coords, hetero, index = [], [], []
     for r, group in enumerate(groups):
+        number = group.number if group.number[-1].isalpha() else group.number + " "
         apart = group.kind in ("modified", "group", "ion")
         for atom in group.atoms:
             position = atom.pos.tolist()
             record = "HETATM" if apart else "ATOM  "
-            number = group.number if group.number[-1].isalpha() else group.number + " "
             lines.append(
                 f"{record}{(len(lines) + 1) % 100000:5d} {atom.padded_name():<4.4s} "
                 f"{group.name[:3]:>3s} {letters[group.chain]}{number[-5:]:>5s}   "
