@@ -1,0 +1,343 @@
+"""The result folder of a run: tables that grow, never half written, and a journal to go on from.
+
+`.journal.jsonl` gets one line a finished ligand, flushed to the disk before anything else happens;
+a line cut by a kill is dropped on the next start. The tables are made from it, each written beside
+its old version and then renamed over it, so that a reader sees the old or the new one and never a
+part. Ligands stand in natural order of their ids (`lig2` before `lig10`), whatever order they were
+given or finished in. Every byte but the seconds follows from inputs, settings, seed and device.
+
+A journal line belongs to the key of `job_key`: protein, ligand, site, settings, checkpoint and
+version. A changed one has another key, and a stale result is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from .files import InputError, one_line
+
+__all__ = ["COLUMNS", "Journal", "ResultFolder", "job_key", "sd_record", "write_atomic"]
+
+JOURNAL = ".journal.jsonl"
+FILES = ("poses.sdf", "results.csv", "failures.csv", "summary.json", "report.html", "config.yaml")
+
+_NOTED = 1000  # ligands whose notes go into the summary
+
+SD_FIELDS = (
+    "ligand_id", "rank", "confidence", "energy", "valid", "rmsd", "seed", "checkpoint", "version",
+    "failed_checks", "protein", "site",
+)  # fmt: skip
+COLUMNS = (*SD_FIELDS, "seconds")
+
+
+def job_key(*parts: Any) -> str:
+    """One name for all that a result follows from; `parts` are bytes or plain JSON values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which runs of digits count as numbers."""
+    pieces = re.findall(r"[0-9]+|[^0-9]+", name)
+    return (*((0, int(p), p) if p.isdigit() else (1, 0, p) for p in pieces), (-1, 0, name))
+
+
+def cell(value: Any) -> str:
+    """One cell of a table: numbers as they are, text so that no spreadsheet runs it.
+
+    Text that begins with `=`, `+`, `-`, `@`, a tab or a line end gets a leading apostrophe.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    text = str(value)
+    return "'" + text if text[:1] in tuple("=+-@\t\r\n") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", text) is not None
+
+
+def sd_record(molblock: str, row: Mapping[str, Any]) -> str:
+    """One record of an SDF file: a MOL block and the fields of a pose, empty ones left out.
+
+    A value is one line and never begins like a field or the end of a record.
+    """
+    lines = [molblock.rstrip("\n")]
+    for name in SD_FIELDS:
+        value = row.get(name)
+        if value is not None and value != "":
+            text = ("false", "true")[value] if isinstance(value, bool) else one_line(value, 400)
+            # a leading space keeps text apart from what an SDF reader takes for syntax
+            lines += [f">  <{name}>", " " + text if text.startswith((">", "$$$$")) else text, ""]
+    return "\n".join([*lines, "$$$$", ""])
+
+
+@contextlib.contextmanager
+def write_atomic(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when it is whole and on the disk.
+
+    Raises:
+        OSError: It cannot be written; the old version stays.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Journal:
+    """Finished ligands by key: an append-only file of JSON lines, read back by position.
+
+    Args:
+        path: The file; made when missing. A damaged or cut line is passed over, a cut end removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("a+b")
+        self._places: dict[str, tuple[int, int]] = {}
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._places[json.loads(line)["key"]] = (end, len(line))
+            end += len(line)
+        self._file.truncate(end)
+        self._end = end
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        start, length = self._places[key]
+        self._file.seek(start)
+        record: dict[str, Any] = json.loads(self._file.read(length))
+        return record
+
+    def append(self, key: str, record: Mapping[str, Any]) -> None:
+        """Stores a record for good.
+
+        Raises:
+            OSError: The disk is full or failing; what was there before stays readable.
+        """
+        line = json.dumps({"key": key, **record}, separators=(",", ":")).encode() + b"\n"
+        try:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._end)
+            raise
+        self._places[key] = (self._end, len(line))
+        self._end += len(line)
+
+    def lock(self) -> None:
+        """Keeps other runs out until this process ends.
+
+        Raises:
+            InputError: Another run holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            return
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            name = one_line(Path(self._file.name).parent)
+            raise InputError(
+                "busy", f"{name}: another run writes there; wait or use --out"
+            ) from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ResultFolder:
+    """What one run leaves behind. Made with `ResultFolder.open`.
+
+    Args:
+        path: The folder.
+        journal: Its journal.
+
+    Attributes:
+        counts: Of ligands, poses and failures in the tables last written.
+        notes: On ligands in them, at most `_NOTED`.
+    """
+
+    def __init__(self, path: Path, journal: Journal) -> None:
+        self.path = path
+        self.journal = journal
+        self._keys: dict[str, str] = {}  # ligand id -> key of its journal line
+        self._failures: dict[str, tuple[str, str]] = {}  # ligand id -> code, reason
+        self._next_tables = 0.0
+        self.counts: dict[str, int] = {}
+        self.notes: dict[str, list[str]] = {}
+
+    @classmethod
+    def open(cls, path: Path, resume: bool = False, overwrite: bool = False) -> ResultFolder:
+        """Makes or takes over a folder.
+
+        Args:
+            path: The folder; parents are made.
+            resume: Go on with the run in it.
+            overwrite: Remove the results in it; other files stay.
+
+        Raises:
+            InputError: It is a file, cannot be written, or holds something and neither `resume` nor
+                `overwrite` was said, or `resume` was and it holds no run.
+        """
+        name = one_line(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            there = sorted(p.name for p in path.iterdir())
+            if there and not (resume or overwrite):
+                raise InputError(
+                    "out_exists",
+                    f"{name}: already holds files; say --resume, --overwrite or another --out",
+                )
+            if resume and there and JOURNAL not in there:
+                raise InputError(
+                    "out_exists",
+                    f"{name}: holds no run to go on with; say --overwrite or another --out",
+                )
+            journal = Journal(path / JOURNAL)
+            journal.lock()
+            if overwrite:
+                for file in (*FILES, JOURNAL):
+                    (path / file).unlink(missing_ok=True)
+                journal.close()
+                journal = Journal(path / JOURNAL)
+                journal.lock()
+            for file in FILES:
+                (path / f".{file}.part").unlink(missing_ok=True)
+        except FileExistsError:
+            raise InputError("out_file", f"{name}: is a file; name a folder with --out") from None
+        except NotADirectoryError:
+            raise InputError("out_file", f"{name}: a part of this path is a file") from None
+        except OSError as error:
+            raise InputError(
+                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
+            ) from None
+        return cls(path, journal)
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._failures)
+
+    def __contains__(self, ligand_id: str) -> bool:
+        return ligand_id in self._keys or ligand_id in self._failures
+
+    def reuse(self, ligand_id: str, key: str) -> bool:
+        """Takes over a stored result, if there is one for this key."""
+        if key not in self.journal:
+            return False
+        self._keys[ligand_id] = key
+        return True
+
+    def add(self, ligand_id: str, key: str, record: Mapping[str, Any]) -> None:
+        """Stores the result of a ligand: `rows` (mappings) and `sdf` (text), or `failure`."""
+        self.journal.append(key, record)
+        self._keys[ligand_id] = key
+
+    def fail(self, ligand_id: str, code: str, reason: str) -> None:
+        """Notes a ligand that could not be docked; it is tried anew by the next run."""
+        self._failures[ligand_id] = (code, reason)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The stored results of this run in natural order of the ligands."""
+        for ligand_id in sorted(self._keys, key=natural):
+            record = self.journal[self._keys[ligand_id]]
+            if "rows" in record:
+                yield {**record, "ligand_id": ligand_id}
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """Id, code and reason of the ligands without a result, in natural order."""
+        found = {i: self.journal[k].get("failure") for i, k in self._keys.items()}
+        known = {i: (f[0], f[1]) for i, f in found.items() if f} | self._failures
+        return [(i, *known[i]) for i in sorted(known, key=natural)]
+
+    def write_tables(self, force: bool = False) -> bool:
+        """Writes `poses.sdf`, `results.csv` and `failures.csv` anew, at most 5 % of the time."""
+        now = time.monotonic()
+        if not force and now < self._next_tables:
+            return False
+        counts: Counter[str] = Counter(docked=0, poses=0, valid_poses=0)
+        notes: dict[str, list[str]] = {}
+        with (
+            write_atomic(self.path / "poses.sdf") as poses,
+            write_atomic(self.path / "results.csv") as table,
+        ):
+            rows = csv.writer(table, lineterminator="\n")
+            rows.writerow(COLUMNS)
+            for record in self.records():
+                poses.write(record["sdf"])
+                rows.writerows([cell(row.get(c)) for c in COLUMNS] for row in record["rows"])
+                counts["docked"] += 1
+                counts["poses"] += len(record["rows"])
+                counts["valid_poses"] += sum(row["valid"] for row in record["rows"])
+                if record["notes"] and len(notes) < _NOTED:
+                    notes[record["ligand_id"]] = record["notes"]
+        failures = self.failures()
+        self.write_text("failures.csv", _failure_table(failures))
+        self.counts = {"ligands": len(self), **counts, "failed": len(failures)}
+        self.notes = notes
+        spent = time.monotonic() - now
+        self._next_tables = time.monotonic() + max(1.0, 20 * spent)
+        return True
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one file of the folder whole."""
+        with write_atomic(self.path / name) as stream:
+            stream.write(text)
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Writes one file of the folder as JSON."""
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def _failure_table(failures: Iterable[tuple[str, str, str]]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("ligand_id", "code", "reason"))
+    rows.writerows([cell(value) for value in failure] for failure in failures)
+    return text.getvalue()

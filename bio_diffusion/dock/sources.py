@@ -1,0 +1,188 @@
+"""What docking starts from: receptor and ligand as tensors, and sources of start poses.
+
+A `PoseSource` proposes poses for the physics to improve: a random prior, or a diffusion model.
+
+Shapes: N ligand atoms, K conformers, A receptor atoms. Coordinates in Å.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atom_types import active_torsions, ligand_types, receptor_types
+from .complex import InputError, Ligand, Receptor, Site
+from .conformer import conformers
+from .featurize import ligand_graph, receptor_graph
+from .graph import LigandGraph, ReceptorGraph
+from .maps import SiteMaps
+from .physics import Vina
+from .pose import Pose
+from .search import random_poses
+
+__all__ = [
+    "PoseSource",
+    "PreparedLigand",
+    "PreparedReceptor",
+    "PriorPoses",
+    "choose_device",
+    "load_source",
+]
+
+
+@dataclass(frozen=True)
+class PreparedReceptor:
+    """A receptor and all that docking derives from it.
+
+    Attributes:
+        receptor: As read.
+        graph: For the network.
+        coords: (A, 3) Å.
+        types: (A,) long, kinds of the energy function.
+    """
+
+    receptor: Receptor
+    graph: ReceptorGraph
+    coords: Tensor
+    types: Tensor
+    _maps: dict[tuple[float, ...], SiteMaps] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, receptor: Receptor) -> PreparedReceptor:
+        atoms = (
+            receptor.coords,
+            receptor.elements,
+            receptor.atom_names,
+            receptor.residue_index,
+            receptor.residue_names,
+        )
+        return cls(
+            receptor=receptor,
+            graph=receptor_graph(*atoms),
+            coords=torch.as_tensor(np.asarray(receptor.coords, dtype=np.float32)),
+            types=torch.as_tensor(receptor_types(*atoms)),
+        )
+
+    def maps(self, site: Site) -> SiteMaps:
+        """The energy maps of a box, made once and shared by all ligands."""
+        key = (*map(float, site.center), *map(float, site.size))
+        if key not in self._maps:
+            center, size = (
+                torch.as_tensor(v, dtype=torch.float32) for v in (site.center, site.size)
+            )
+            self._maps[key] = SiteMaps(self.coords, self.types, center, size)
+        return self._maps[key]
+
+
+@dataclass(frozen=True)
+class PreparedLigand:
+    """A ligand and all that docking derives from it.
+
+    Attributes:
+        ligand: As read.
+        graph: For the network.
+        types: (N,) long, kinds of the energy function.
+        conformers: (K, N, 3) Å.
+        torsions: Vina's count of active torsions.
+    """
+
+    ligand: Ligand
+    graph: LigandGraph
+    types: Tensor
+    conformers: Tensor
+    torsions: float
+
+    @classmethod
+    def of(cls, ligand: Ligand, count: int, seed: int) -> PreparedLigand:
+        """Raises `ConformerError` where the ligand has no conformer."""
+        return cls(
+            ligand=ligand,
+            graph=ligand_graph(ligand.mol),
+            types=torch.as_tensor(ligand_types(ligand.mol)),
+            conformers=torch.as_tensor(conformers(ligand.mol, count, seed)),
+            torsions=active_torsions(ligand.mol),
+        )
+
+    def energy(self, receptor: PreparedReceptor, site: Site) -> Vina:
+        """The energy function of this ligand in a box."""
+        return Vina.for_site(
+            receptor.coords,
+            receptor.types,
+            self.types,
+            self.graph.bonds,
+            self.graph.tree,
+            torch.as_tensor(site.center, dtype=torch.float32),
+            torch.as_tensor(site.size, dtype=torch.float32),
+            self.torsions,
+        )
+
+
+class PoseSource(Protocol):
+    """What proposes poses for the physics to improve: a random prior, or a diffusion model."""
+
+    name: str
+
+    def poses(
+        self,
+        receptor: PreparedReceptor,
+        ligand: PreparedLigand,
+        site: Site,
+        count: int,
+        generator: torch.Generator,
+    ) -> Pose:
+        """`count` poses of the ligand at the site."""
+        ...
+
+
+class PriorPoses:
+    """Poses without knowledge: uniform place in the box, rotation and torsions."""
+
+    name = "prior"
+
+    def poses(
+        self,
+        receptor: PreparedReceptor,
+        ligand: PreparedLigand,
+        site: Site,
+        count: int,
+        generator: torch.Generator,
+    ) -> Pose:
+        center, size = (torch.as_tensor(v, dtype=torch.float32) for v in (site.center, site.size))
+        # the centroid keeps off the walls by half of a small ligand
+        room = (size - 4.0).clamp(min=0.0)
+        return random_poses(ligand.conformers, ligand.graph.tree, center, room, generator, count)
+
+
+def choose_device(device: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError("device", f"no device {device!r}; say auto, cpu or cuda")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", "no CUDA device here; say --device cpu")
+    return device
+
+
+def load_source(checkpoint: str | Path | None, device: str) -> tuple[PoseSource, str]:
+    """The source of start poses and the name of its trained model.
+
+    Args:
+        checkpoint: A file, or None for what ships.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        InputError: The checkpoint cannot be used.
+    """
+    if checkpoint is not None:
+        raise InputError("checkpoint", f"{checkpoint}: this build docks without a trained network")
+    return PriorPoses(), "none"
