@@ -27,6 +27,7 @@ _LARGEST_FILE = 1 << 20  # bytes; a configuration is short
 _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
     "experiment": {
         "dock": "bio_diffusion.dock.experiment:Docking",
+        "dock/prior": "bio_diffusion.dock.prior:PointerPriorFit",
         "toy/mixture": "bio_diffusion.toy:Mixture",
     },
 }

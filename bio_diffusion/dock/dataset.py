@@ -1,11 +1,11 @@
 """Training and evaluation complexes: a compact file, or a folder of a user's own.
 
-Compact file: one safetensors file whose arrays hold all complexes end to end, coordinates as 16-bit
-integers of 0.01 Å about each complex's own origin (rounding error 0.005 Å), with a JSON index in the
-header. It needs no chemistry package, so training runs where there is none.
+Compact file: one safetensors file whose arrays hold all complexes end to end, coordinates as
+16-bit integers of 0.01 Å about each complex's own origin (rounding error 0.005 Å), with a JSON
+index in the header. It needs no chemistry package, so training runs where there is none.
 
-Folder: ``<root>/<id>/protein.pdb`` (or .cif, also .gz) and ``<root>/<id>/ligand.sdf``, and optionally
-a manifest, a CSV file with columns ``id`` and ``split``. It is read once through `prepare`, which
+Folder: ``<root>/<id>/protein.pdb`` (or .cif, also .gz) and ``<root>/<id>/ligand.sdf``, and
+optionally a manifest, a CSV file with columns ``id`` and ``split``. `prepare` reads it once and
 writes a compact file.
 
 A receptor atoms, R residues, N ligand atoms, C matched conformers.
@@ -73,7 +73,9 @@ def write_compact(path: str | Path, examples: Sequence[Example]) -> None:
         receptor, ligand = example.receptor, example.ligand
         origin = example.crystal.mean(0)
 
-        def put_coords(name: str, coords: Tensor, origin: Tensor = origin, id: str = example.id) -> None:
+        def put_coords(
+            name: str, coords: Tensor, origin: Tensor = origin, id: str = example.id
+        ) -> None:
             steps = ((coords - origin) / _STEP).round()
             if steps.numel() and steps.abs().max() > 32767:
                 raise ValueError(f"{id}: farther than 327 Å from the ligand; crop the receptor")
@@ -162,7 +164,7 @@ class CompactSet(Sequence[Example]):
         return len(self._kept)
 
     @property
-    def index(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The index rows of the selected complexes."""
         return [self._rows[i] for i in self._kept]
 

@@ -2,7 +2,7 @@
 
 One batch is one complex: its pocket is encoded once, with gradients, and B copies of its pose get
 different noise. `Docking` holds score network and, where there are latents, their encoder, trained
-together; `PointerPriorFit` fits the latents' prior to a frozen `Docking`.
+together; `prior.PointerPriorFit` fits the latents' prior to a frozen one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
 from bio_diffusion.dock.dataset import CompactSet, PoseBatches
 from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph
-from bio_diffusion.dock.latents import PointerEncoder
+from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.score_model import Complex, ScoreModel, Size
 
@@ -40,13 +40,23 @@ def docking_process(sigma: Mapping[str, tuple[float, float]] = SIGMA) -> Product
 
 
 class DockingModel(nn.Module):
-    """Score network and, where `size.latents` > 0, the encoder of its latents."""
+    """Score network and, where `size.latents` > 0, the encoder and the prior of its latents.
 
-    def __init__(self, size: Size) -> None:
+    The prior is fitted after the rest (`prior.PointerPriorFit`); until then there is none.
+    """
+
+    def __init__(self, size: Size, prior: PointerPrior | None = None) -> None:
         super().__init__()
         self.process = docking_process()
         self.score = ScoreModel(self.process, size)
         self.encoder = PointerEncoder(size) if size.latents else None
+        self.prior = prior
+
+    def point(self, given: Complex, pose: Pose) -> Tensor:
+        """Logits (m, R + N) of the latents that describe a clean pose."""
+        if self.encoder is None:
+            raise ValueError("this model has no latents")
+        return self.encoder(given, pose)
 
 
 def find_data(name: str) -> Path:
@@ -125,15 +135,16 @@ class Docking:
         """Denoising loss on held-out complexes, by third of noise, and how latents fare there.
 
         ``oracle`` latents come from the encoder and the crystal pose, ``shuffled`` ones point at
-        nodes drawn evenly, ``null`` ones are hidden. ``certainty`` is 1 - H(z | pose) / log K: 0 for
-        pointers that ignore the pose. No figure here is a docking success: that is measured with
-        latents from the prior.
+        nodes drawn evenly, ``null`` ones are hidden. ``certainty`` is 1 - H(z | pose) / log K: 0
+        for pointers that ignore the pose. No figure here is a docking success: that is measured
+        with latents from the prior.
         """
         sums: dict[str, list[Tensor]] = {}
         pointers: list[Tensor] = []
         for number, example in zip(range(96), self._val.examples, strict=False):
             pose, pocket = self._val.pocket(example, _numpy_generator(number))
-            pose, pocket = pose.to(self.device), tuple(g.to(self.device) for g in pocket)
+            pose = pose.to(self.device)
+            pocket = (pocket[0].to(self.device), pocket[1].to(self.device))
             t = stratified_times(len(pose), keyed_generator(number)).to(self.device)
             noised = self.process.perturb(pose, t, keyed_generator(number, 1))
             for name, given in self._variants(pose, pocket, pointers):
@@ -144,7 +155,9 @@ class Docking:
                 sums.setdefault(name, []).append(loss)
         figures = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
         for latent in range(self.denoiser.size.latents):
-            certain = [1 - _entropy(p[latent]) / _entropy(p[latent].gt(0).float()) for p in pointers]
+            certain = [
+                1 - _entropy(p[latent]) / _entropy(p[latent].gt(0).float()) for p in pointers
+            ]
             figures[f"certainty_{latent}"] = float(torch.stack(certain).mean())
         return figures
 

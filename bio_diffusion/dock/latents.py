@@ -1,9 +1,9 @@
 """DisCo latents of docking: pointers to residues and ligand atoms.
 
 Each of m latents is a one-hot over the R residues and N ligand atoms of a complex, in this order.
-The first may point to residues only, so that it names a site, and a known pocket can restrict it;
-the others choose among all nodes. `PointerEncoder` reads the clean pose and is trained with the
-score network; `PointerPrior` learns afterwards to guess its pointers from receptor and ligand alone.
+The first may point to residues only: so it names a site, and a known pocket can restrict it. The
+others choose among all nodes. `PointerEncoder` reads the clean pose and is trained with the score
+network; `PointerPrior` learns afterwards to guess its pointers from receptor and ligand alone.
 
 Source: Xu et al., "DisCo-Diff", ICML 2024, appendix E. There both latents range over all nodes.
 """
@@ -58,10 +58,11 @@ class PointerEncoder(nn.Module):
         """Pointer logits (m, R + N) of the one pose in `pose`; impossible pointers get -inf."""
         graph, residues = given.receptor.graph, given.receptor.residues
         coords = pose.coords[:1]
-        ligand = self.trunk(given.ligand_scalars, coords, given.with_latents(None))
+        senders = self.trunk.senders(given.receptor)
+        ligand = self.trunk(given.ligand_scalars, coords, given.with_latents(None), senders)
         index = nearest(graph.residue_coords, coords[0], self.size.neighbours)
         edges = edges_between(graph.residue_coords, coords[0], index, Interaction.RESIDUE_CUTOFF)
-        heard = self.to_residues(residues.scalars, self.to_residues.cache(ligand), edges)
+        heard = self.to_residues(residues.scalars, ligand, edges)
         seen = torch.cat([residues.scalars, heard.scalars], -1)
         logits = torch.cat([self.residue(seen), self.atom(ligand.scalars)]).T
         mask = pointer_mask(len(logits), len(seen), coords.shape[1], logits.device)
@@ -72,9 +73,7 @@ def _readout(inputs: int, size: Size) -> nn.Sequential:
     last = nn.Linear(size.scalars, size.latents)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(
-        nn.LayerNorm(inputs), nn.Linear(inputs, size.scalars), nn.SiLU(), last
-    )
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, size.scalars), nn.SiLU(), last)
 
 
 class PointerPrior(nn.Module):
@@ -94,7 +93,9 @@ class PointerPrior(nn.Module):
         self.size = size
         c = size.scalars
         self.ligand = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c))
-        self.pool = nn.Sequential(nn.LayerNorm(2 * c), nn.Linear(2 * c, c), nn.SiLU(), nn.Linear(c, c))
+        self.pool = nn.Sequential(
+            nn.LayerNorm(2 * c), nn.Linear(2 * c, c), nn.SiLU(), nn.Linear(c, c)
+        )
         self.enter = nn.Linear(c, c)
         self.messages = nn.ModuleList(Message(size) for _ in range(layers))
         self.updates = nn.ModuleList(Update(size, 1) for _ in range(layers))
@@ -103,7 +104,9 @@ class PointerPrior(nn.Module):
             for i in range(size.latents)
         )
         self.score = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(2 * c + i), nn.Linear(2 * c + i, c), nn.SiLU(), nn.Linear(c, 1))
+            nn.Sequential(
+                nn.LayerNorm(2 * c + i), nn.Linear(2 * c + i, c), nn.SiLU(), nn.Linear(c, 1)
+            )
             for i in range(size.latents)
         )
 
@@ -121,7 +124,7 @@ class PointerPrior(nn.Module):
         index = nearest(place, place, self.size.receptor_neighbours, skip_self=True)
         edges = edges_between(place, place, index, ReceptorEncoder.RESIDUE_CUTOFF)
         for message, update in zip(self.messages, self.updates, strict=True):
-            heard = message(residues.scalars, message.cache(residues), edges)
+            heard = message(residues.scalars, residues, edges)
             residues = update(residues, [heard])
         return torch.cat([residues.scalars, atoms]), summary
 

@@ -69,7 +69,9 @@ def example_from_files(
 
         near = cKDTree(ligand.crystal).query(receptor.coords, distance_upper_bound=crop)[0]
         receptor = receptor.select(np.unique(receptor.residue_index[np.isfinite(near)]))
-    matched = [matched_conformer(ligand.mol, ligand.crystal, 4, seed + i) for i in range(CONFORMERS)]
+    matched = [
+        matched_conformer(ligand.mol, ligand.crystal, 4, seed + i) for i in range(CONFORMERS)
+    ]
     graph = ligand_graph(ligand.mol)
     return Example(
         id=folder.name,

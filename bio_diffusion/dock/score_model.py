@@ -92,9 +92,9 @@ class Features(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """K senders for each of n receivers: index (n, K), radial (n, K, G), unit (n, K, 3)."""
+    """K senders for each of n receivers: sender (n, K), radial (n, K, G), unit (n, K, 3)."""
 
-    index: Tensor
+    sender: Tensor
     radial: Tensor
     unit: Tensor
 
@@ -104,6 +104,10 @@ class Cached(NamedTuple):
 
     scalars: Tensor
     vectors: Tensor
+
+
+Senders = tuple[tuple[Cached, Cached], ...]
+"""For each interaction layer, the receptor's atoms and residues as its messages read them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Complex:
         ligand: the ligand's graph.
         ligand_scalars: (N, C), the ligand's atoms after message passing over bonds.
         pair_type: (N, N) long, covalent relation of each atom pair.
+        senders: the receptor as the score network's layers read it.
         latents: z (B, m, R + N) and null (B,), residues first; None for a model without.
     """
 
@@ -131,6 +136,7 @@ class Complex:
     ligand: LigandGraph
     ligand_scalars: Tensor
     pair_type: Tensor
+    senders: Senders
     latents: Latents | None = None
 
     def with_latents(self, latents: Latents | None) -> Complex:
@@ -190,11 +196,27 @@ class Message(nn.Module):
         return Cached(self.sender(senders.scalars), self.sender_vectors(senders.vectors))
 
     def forward(
-        self, receivers: Tensor, senders: Cached, edges: Neighbours, pair_type: Tensor | None = None
+        self,
+        receivers: Tensor,
+        senders: Features | Cached,
+        edges: Neighbours,
+        pair_type: Tensor | None = None,
     ) -> Features:
-        """Sum the messages of K senders: (n, scalars + vectors) and (n, 3, vectors)."""
-        n, k = edges.index.shape
-        flat = edges.index.reshape(-1)
+        """Sum the messages of K senders.
+
+        Args:
+            receivers: (n, scalars).
+            senders: of n' nodes, as they are or as `cache` returned them.
+            edges: K senders for each receiver.
+            pair_type: (n, K) long, where the message was made with `pair_types`.
+
+        Returns:
+            (n, scalars + vectors) and (n, 3, vectors).
+        """
+        if isinstance(senders, Features):
+            senders = self.cache(senders)
+        n, k = edges.sender.shape
+        flat = edges.sender.reshape(-1)
         scalars = senders.scalars.index_select(0, flat).view(n, k, -1)
         vectors = senders.vectors.index_select(0, flat).view(n, k, 3, -1)
         key, value, along = scalars.split([self.hidden, self.split[0], self.split[2]], -1)
@@ -211,27 +233,38 @@ class Message(nn.Module):
 
 
 class Update(nn.Module):
-    """Mix what a node heard from `sources` kinds of senders; form V.V -> s and V x V -> V."""
+    """Mix what a node heard from `sources` kinds of senders; form V.V -> s and V x V -> V.
+
+    Scalars leave through a layer norm, vectors through `bounded`: without these, products of
+    products grow from layer to layer until they overflow.
+    """
 
     def __init__(self, size: Size, sources: int) -> None:
         super().__init__()
         s, v = size.scalars, size.vectors
-        self.norm = nn.LayerNorm(s)
+        inputs = s + sources * (s + v) + 2 * v
         self.mix = nn.Linear(v * (sources + 1), 3 * v, bias=False)
         self.mlp = nn.Sequential(
-            nn.Linear(s + sources * (s + v) + 2 * v, 2 * s), nn.SiLU(), nn.Linear(2 * s, s + 2 * v)
+            nn.LayerNorm(inputs), nn.Linear(inputs, 2 * s), nn.SiLU(), nn.Linear(2 * s, s + 2 * v)
         )
+        self.norm = nn.LayerNorm(s)
         self.split = [s, v, v]
 
     def forward(self, node: Features, heard: list[Features]) -> Features:
-        a, b, c = self.mix(torch.cat([node.vectors, *(h.vectors for h in heard)], -1)).chunk(3, -1)
+        vectors = torch.cat([node.vectors, *(bounded(h.vectors) for h in heard)], -1)
+        a, b, c = self.mix(vectors).chunk(3, -1)
         dot = (a * b).sum(1)
         length = (c.square().sum(1) + 1e-6).sqrt()
-        inputs = [self.norm(node.scalars), *(h.scalars for h in heard), dot, length]
-        change, gate, cross_gate = self.mlp(torch.cat(inputs, -1)).split(self.split, -1)
+        inputs = torch.cat([node.scalars, *(h.scalars for h in heard), dot, length], -1)
+        change, gate, cross_gate = self.mlp(inputs).split(self.split, -1)
         cross = torch.linalg.cross(b, c, dim=1)
-        vectors = node.vectors + gate[:, None] * a + cross_gate[:, None] * cross
-        return Features(node.scalars + change, vectors)
+        turned = node.vectors + gate[:, None] * a + cross_gate[:, None] * cross
+        return Features(self.norm(node.scalars + change), bounded(turned))
+
+
+def bounded(vectors: Tensor) -> Tensor:
+    """(n, 3, C) over sqrt(1 + mean square length): short ones stay, long ones get length 1."""
+    return vectors * torch.rsqrt(1 + vectors.square().sum(1, keepdim=True).mean(-1, keepdim=True))
 
 
 class ReceptorEncoder(nn.Module):
@@ -257,12 +290,12 @@ class ReceptorEncoder(nn.Module):
         atoms = _start(self.atom(graph.atom_type), self.size)
         edges = self._edges(graph.coords, self.ATOM_CUTOFF)
         for message, update in zip(self.atom_messages, self.atom_updates, strict=True):
-            atoms = update(atoms, [message(atoms.scalars, message.cache(atoms), edges)])
+            atoms = update(atoms, [message(atoms.scalars, atoms, edges)])
         residues = self._pool(graph, atoms)
         if len(graph.residue_type) > 1:
             edges = self._edges(graph.residue_coords, self.RESIDUE_CUTOFF)
             for message, update in zip(self.residue_messages, self.residue_updates, strict=True):
-                heard = message(residues.scalars, message.cache(residues), edges)
+                heard = message(residues.scalars, residues, edges)
                 residues = update(residues, [heard])
         spread = self.spread(residues.scalars)[graph.residue]
         return ReceptorFeatures(graph, Features(atoms.scalars + spread, atoms.vectors), residues)
@@ -285,7 +318,7 @@ class ReceptorEncoder(nn.Module):
             return total.index_add(0, graph.residue, values) / weight
 
         scalars = self.residue(graph.residue_type) + mean(self.gather(atoms.scalars))
-        return Features(scalars, mean(vectors))
+        return Features(scalars, bounded(mean(vectors)))
 
 
 def _start(scalars: Tensor, size: Size) -> Features:
@@ -352,6 +385,46 @@ class Interaction(nn.Module):
         self.from_latents = Message(size) if size.latents else None
         self.update = Update(size, 3 + bool(size.latents))
 
+    def cache(self, receptor: ReceptorFeatures) -> tuple[Cached, Cached]:
+        """The receptor as this layer reads it."""
+        return self.from_atoms.cache(receptor.atoms), self.from_residues.cache(receptor.residues)
+
+    def forward(
+        self,
+        ligand: Features,
+        receptor: tuple[Cached, Cached],
+        near: Surroundings,
+        pointers: Pointers | None,
+    ) -> Features:
+        own = ligand.scalars
+        heard = [
+            self.from_ligand(own, ligand, near.ligand, near.pair_type),
+            self.from_atoms(own, receptor[0], near.atoms),
+            self.from_residues(own, receptor[1], near.residues),
+        ]
+        if self.from_latents is not None and pointers is not None:
+            told = self.from_latents(own, pointers.features, pointers.edges)
+            # A null latent has no place, so it says nothing that has a direction.
+            heard.append(Features(told.scalars, told.vectors * pointers.present))
+        return self.update(ligand, heard)
+
+
+class Surroundings(NamedTuple):
+    """Whom the ligand atoms of B poses hear, and how they are bonded to their own kind (n, K)."""
+
+    ligand: Neighbours
+    pair_type: Tensor
+    atoms: Neighbours
+    residues: Neighbours
+
+
+class Pointers(NamedTuple):
+    """Latents as senders; present (n, 1, 1) is 0 where they are hidden."""
+
+    features: Features
+    edges: Neighbours
+    present: Tensor
+
 
 class PoseTrunk(nn.Module):
     """Ligand atoms of B poses in the field of one encoded receptor, through L interactions."""
@@ -365,59 +438,47 @@ class PoseTrunk(nn.Module):
             self.slot = nn.Parameter(0.1 * torch.randn(size.latents, size.scalars))
             self.pointed = nn.Linear(size.latents, size.scalars, bias=False)
 
-    def forward(self, scalars: Tensor, coords: Tensor, given: Complex) -> Features:
+    def senders(self, receptor: ReceptorFeatures) -> Senders:
+        """What the layers read of a receptor: made once, used for every pose and step."""
+        return tuple(layer.cache(receptor) for layer in self.layers)  # type: ignore[operator]
+
+    def forward(
+        self, scalars: Tensor, coords: Tensor, given: Complex, senders: Senders
+    ) -> Features:
         """Run the layers.
 
         Args:
             scalars: (B * N, C), initial scalars of the ligand atoms.
             coords: (B, N, 3) Å.
             given: the encoded complex.
+            senders: its receptor, as `senders` of this trunk returned it.
 
         Returns:
             Features of the B * N ligand atoms.
         """
-        batch, atoms, _ = coords.shape
-        flat = coords.reshape(-1, 3)
-        receptor = given.receptor
-        own = self._within_ligand(coords)
-        pair_type = given.pair_type[
-            torch.arange(batch * atoms, device=flat.device)[:, None] % atoms, own.index % atoms
-        ]
-        graph = receptor.graph
-        near_atoms = edges_between(
-            flat,
-            graph.coords,
-            nearest(flat, graph.coords, self.size.neighbours),
-            Interaction.ATOM_CUTOFF,
-        )
-        near_residues = edges_between(
-            flat,
-            graph.residue_coords,
-            nearest(flat, graph.residue_coords, self.size.neighbours),
-            Interaction.RESIDUE_CUTOFF,
-        )
-        ligand = _start(scalars, self.size)
+        near = self._surroundings(coords, given)
         pointers = None
         if given.latents is not None:
-            pointers, senders, present = self._pointers(coords, given)
-            ligand = ligand._replace(scalars=ligand.scalars + self._flags(given, batch, atoms))
-        for layer in self.layers:
-            heard = [
-                layer.from_ligand(ligand.scalars, layer.from_ligand.cache(ligand), own, pair_type),
-                layer.from_atoms(
-                    ligand.scalars, layer.from_atoms.cache(receptor.atoms), near_atoms
-                ),
-                layer.from_residues(
-                    ligand.scalars, layer.from_residues.cache(receptor.residues), near_residues
-                ),
-            ]
-            if pointers is not None:
-                message = layer.from_latents
-                told = message(ligand.scalars, message.cache(senders), pointers)
-                # A null latent has no place, so it says nothing that has a direction.
-                heard.append(Features(told.scalars, told.vectors * present))
-            ligand = layer.update(ligand, heard)
+            pointers = self._pointers(coords, given, given.latents)
+            scalars = scalars + self._flags(given.latents, coords.shape[1])
+        ligand = _start(scalars, self.size)
+        for layer, receptor in zip(self.layers, senders, strict=True):
+            ligand = layer(ligand, receptor, near, pointers)
         return ligand
+
+    def _surroundings(self, coords: Tensor, given: Complex) -> Surroundings:
+        batch, atoms, _ = coords.shape
+        flat, graph, k = coords.reshape(-1, 3), given.receptor.graph, self.size.neighbours
+        own = self._within_ligand(coords)
+        row = torch.arange(batch * atoms, device=flat.device)[:, None] % atoms
+        place = graph.residue_coords
+        near_atoms, near_residues = nearest(flat, graph.coords, k), nearest(flat, place, k)
+        return Surroundings(
+            own,
+            given.pair_type[row, own.sender % atoms],
+            edges_between(flat, graph.coords, near_atoms, Interaction.ATOM_CUTOFF),
+            edges_between(flat, place, near_residues, Interaction.RESIDUE_CUTOFF),
+        )
 
     def _within_ligand(self, coords: Tensor) -> Neighbours:
         batch, atoms, _ = coords.shape
@@ -429,12 +490,9 @@ class PoseTrunk(nn.Module):
         flat = coords.reshape(-1, 3)
         return edges_between(flat, flat, (index + offset).view(-1, k), Interaction.LIGAND_CUTOFF)
 
-    def _pointers(
-        self, coords: Tensor, given: Complex
-    ) -> tuple[Neighbours, Features, Tensor]:
+    def _pointers(self, coords: Tensor, given: Complex, latents: Latents) -> Pointers:
         """Latents as senders: m a pose, at the mean place and with the mean features of z."""
-        latents, receptor = given.latents, given.receptor
-        assert latents is not None
+        receptor = given.receptor
         batch, atoms, _ = coords.shape
         m = self.size.latents
         to_residues, to_atoms = latents.z.split([len(receptor.graph.residue_type), atoms], -1)
@@ -444,21 +502,22 @@ class PoseTrunk(nn.Module):
         present = (~latents.null).to(coords.dtype)[:, None, None]
         scalars = self.slot + present * scalars + (1 - present) * self.null
         vectors = present[..., None] * vectors
-        senders = Features(scalars.flatten(0, 1), vectors.flatten(0, 1))
         index = torch.arange(batch * m, device=coords.device).view(batch, 1, m)
         index = index.expand(batch, atoms, m).reshape(-1, m)
         edges = edges_between(
             coords.reshape(-1, 3), place.flatten(0, 1), index, Interaction.LATENT_CUTOFF
         )
         seen = present.expand(batch, atoms, 1).reshape(-1, 1, 1)
-        return edges._replace(radial=edges.radial * seen), senders, seen
+        return Pointers(
+            Features(scalars.flatten(0, 1), vectors.flatten(0, 1)),
+            edges._replace(radial=edges.radial * seen),
+            seen,
+        )
 
-    def _flags(self, given: Complex, batch: int, atoms: int) -> Tensor:
+    def _flags(self, latents: Latents, atoms: int) -> Tensor:
         """(B * N, C): tells the ligand atoms which latents point to them."""
-        latents = given.latents
-        assert latents is not None
         flags = latents.z[..., -atoms:].transpose(1, 2) * (~latents.null)[:, None, None]
-        return self.pointed(flags).reshape(batch * atoms, -1)
+        return self.pointed(flags).flatten(0, 1)
 
 
 class ScoreModel(nn.Module):
@@ -482,36 +541,32 @@ class ScoreModel(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(16, size.scalars), nn.SiLU(), nn.Linear(size.scalars, size.scalars)
         )
-        self.gates = nn.Sequential(
-            nn.Linear(size.scalars, size.scalars), nn.SiLU(), nn.Linear(size.scalars, 5 * size.vectors)
-        )
-        self.hinge = nn.Sequential(
-            nn.Linear(size.scalars + size.vectors, size.scalars),
-            nn.SiLU(),
-            nn.Linear(size.scalars, 1),
-        )
-        for head in (self.gates, self.hinge):  # start as the zero score, whose loss is 1 a factor
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
+        self.gates = _head(size.scalars, size.scalars, 5 * size.vectors)
+        self.hinge = _head(size.scalars + size.vectors, size.scalars, 1)
 
     def encode(self, receptor: ReceptorGraph, ligand: LigandGraph) -> Complex:
         """Encode what no pose changes; the receptor part can be shared through `pair`."""
-        return self.pair(self.receptor(receptor), ligand)
+        return self.pair(self.encode_receptor(receptor), ligand)
 
-    def pair(self, receptor: ReceptorFeatures, ligand: LigandGraph) -> Complex:
+    def encode_receptor(self, graph: ReceptorGraph) -> tuple[ReceptorFeatures, Senders]:
+        """What depends on the receptor alone."""
+        features = self.receptor(graph)
+        return features, self.trunk.senders(features)
+
+    def pair(self, receptor: tuple[ReceptorFeatures, Senders], ligand: LigandGraph) -> Complex:
         """Join an encoded receptor with a ligand."""
-        return Complex(receptor, ligand, self.ligand(ligand), pair_types(ligand))
+        features, senders = receptor
+        return Complex(features, ligand, self.ligand(ligand), pair_types(ligand), senders)
 
     def forward(self, x_t: Pose, t: Tensor, cond: Complex) -> dict[str, Tensor]:
         """Scores at time t (B,) in [0, 1]: ``tr`` (B, 3), ``rot`` (B, 3), ``tor`` (B, M)."""
-        batch, atoms, _ = x_t.coords.shape
         scalars = cond.ligand_scalars[None] + self.time(_fourier(t))[:, None]
-        ligand = self.trunk(scalars.flatten(0, 1), x_t.coords, cond)
-        unit = self._head(x_t, ligand)
+        ligand = self.trunk(scalars.flatten(0, 1), x_t.coords, cond, cond.senders)
+        unit = self._tangent(x_t, ligand)
         magnitude = self.process.rms_score(t)
         return {name: unit[name] * magnitude[name].to(unit[name])[:, None] for name in unit}
 
-    def _head(self, x_t: Pose, ligand: Features) -> Mapping[str, Tensor]:
+    def _tangent(self, x_t: Pose, ligand: Features) -> Mapping[str, Tensor]:
         batch, atoms, _ = x_t.coords.shape
         gates = self.gates(ligand.scalars)[:, None].chunk(5, -1)
         push, spin, turn, twirl, lever = (
@@ -549,6 +604,14 @@ class ScoreModel(nn.Module):
         vectors = ligand.vectors.view(batch, atoms, 3, -1)
         handed = (torch.linalg.cross(vectors[:, u], vectors[:, v], dim=2) * axis[..., None]).sum(2)
         return swing + self.hinge(torch.cat([scalars[:, u] + scalars[:, v], handed], -1))[..., 0]
+
+
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two layers that start as zero: the zero score, whose loss is 1 a factor."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), last)
 
 
 def _fourier(t: Tensor) -> Tensor:

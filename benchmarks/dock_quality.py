@@ -1,0 +1,252 @@
+"""Redocking quality: the diffusion network, its ablations and physics alone, on the same complexes.
+
+Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yaml``; the key
+``checkpoint`` chooses the source of start poses: a model file, ``shipped`` (the default), or
+``none`` for random poses in the box, which then go through the same search, minimisation and
+ranking. The box of a known site is that of AutoDock Vina's rows: the crystal ligand plus 4 Å a side
+and at least 15 Å an edge. Ligands start from RDKit conformers, never from crystal coordinates.
+
+    python benchmarks/dock_quality.py run --data DATA/val --manifest manifest.csv --split val \
+        --variant network --variant random:checkpoint=none --out val.csv
+    python benchmarks/dock_quality.py table val.csv [--vina vina_val.csv --vina-poses POSES]
+
+A run that was interrupted goes on with what its table lacks. CPU seconds are user and system time
+of one process on one thread: conformers, network, search, checks and, since every complex here has
+a receptor of its own, reading and featurising it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import resource
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vina_baseline import chosen, search_box
+
+from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
+from bio_diffusion.dock.metrics import mcnemar, rate
+from bio_diffusion.dock.pipeline import Docked, Docker
+
+COLUMNS = (
+    "id", "split", "part", "site", "variant", "seed", "rank", "energy", "rmsd", "valid",
+    "failed_checks", "cpu_seconds", "failure",
+)  # fmt: skip
+SUCCESS = 2.0  # Å
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """``NAME:key=value,...`` with values as numbers or booleans where they look like them."""
+    name, _, words = text.partition(":")
+    settings: dict[str, Any] = {}
+    for word in filter(None, words.split(",")):
+        key, _, value = word.partition("=")
+        literal: Any = {"true": True, "false": False}.get(value, value)
+        for kind in (int, float):
+            if isinstance(literal, str):
+                try:
+                    literal = kind(literal)
+                except ValueError:
+                    continue
+        settings[key] = literal
+    return name, settings
+
+
+def redock(docker: Docker, folder: Path, site: str) -> Docked:
+    """Dock ``folder/ligand.sdf`` into ``folder/protein.pdb``, at its site or blind."""
+    receptor = docker.prepare(read_receptor(folder / "protein.pdb"))
+    ligand = next(iter(read_ligands([str(folder / "ligand.sdf")])))
+    if not isinstance(ligand, Ligand):
+        raise ValueError(ligand.reason)
+    assert ligand.crystal is not None
+    center, size = search_box(ligand.crystal)
+    sites = [Site(center, size, "crystal")] if site == "known" else None
+    result = next(iter(docker.dock(receptor, [ligand], sites)))
+    if not isinstance(result, Docked):
+        raise ValueError(result.reason)
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    done = set()
+    if args.out.exists():
+        done = {(r["id"], r["site"], r["variant"], r["seed"]) for r in read([args.out])}
+    dockers = []
+    for text in args.variant:
+        name, settings = parse_variant(text)
+        path = settings.pop("checkpoint", "shipped")
+        for seed in args.docking_seed:
+            loaded = Docker.load(None if path == "shipped" else path, "cpu", seed=seed, **settings)
+            dockers.append((name, seed, loaded))
+    for number, (key, split, part) in enumerate(chosen(args)):
+        for name, seed, docker in dockers:
+            if (key, args.site, name, str(seed)) in done:
+                continue
+            began = cpu_seconds()
+            base = {"id": key, "split": split, "part": part, "site": args.site}
+            base |= {"variant": name, "seed": seed}
+            try:
+                rows: Sequence[Any] = redock(docker, args.data / key, args.site).rows
+            except ValueError as error:
+                rows = [{"failure": str(error)}]
+            base["cpu_seconds"] = round(cpu_seconds() - began, 2)
+            append(args.out, [{c: row.get(c, "") for c in COLUMNS} | base for row in rows])
+        print(number + 1, key, flush=True)
+    return 0
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(paths: Sequence[Path]) -> list[dict[str, str]]:
+    rows = []
+    for path in paths:
+        with path.open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+def vina_rows(table: Path, poses: Path, data: Path) -> Iterator[dict[str, str]]:
+    """Vina's rows in the form of ours, its poses put through our validity check."""
+    from rdkit import Chem
+
+    from bio_diffusion.dock.validity import Validator
+
+    by_id: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in read([table]):
+        by_id[row["id"]].append(row)
+    for key, rows in by_id.items():
+        valid: dict[int, bool] = {}
+        if not rows[0]["failure"]:
+            receptor = read_receptor(data / key / "protein.pdb")
+            mols = [Chem.RemoveAllHs(m) for m in Chem.SDMolSupplier(str(poses / key / "poses.sdf"))]
+            coords = np.stack([m.GetConformer().GetPositions() for m in mols])
+            checks = Validator(mols[0], receptor).check(coords)
+            valid = dict(enumerate(np.all(list(checks.values()), axis=0).tolist(), start=1))
+        for row in rows:
+            rank = int(row["rank"]) if row["rank"] else 0
+            yield {
+                **{c: row.get(c, "") for c in COLUMNS},
+                "site": "known",
+                "variant": f"vina (exhaustiveness {row['exhaustiveness'] or 8})",
+                "valid": str(valid.get(rank, "")),
+            }
+
+
+def table(args: argparse.Namespace) -> int:
+    rows = read(args.tables)
+    if args.vina:
+        rows += vina_rows(args.vina, args.vina_poses, args.data)
+    if args.ids_of:
+        common = {r["id"] for r in rows if r["variant"].startswith(args.ids_of)}
+        rows = [r for r in rows if r["id"] in common]
+    print(render(rows))
+    return 0
+
+
+def render(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table; a complex without a pose counts as a miss everywhere."""
+    groups: dict[tuple[str, ...], dict[tuple[str, str], list[dict[str, str]]]] = {}
+    for row in rows:
+        group = groups.setdefault((row["split"], row["part"], row["site"], row["variant"]), {})
+        group.setdefault((row["id"], row["seed"]), []).append(row)
+    lines = [
+        "| set | site | variant | n | top-1 < 2 Å | top-1 < 2 Å and valid | best of 10 < 2 Å "
+        "| median RMSD, Å | top-1 valid | CPU s, mean (median) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (split, part, site, variant), complexes in groups.items():
+        top, both, best, rmsds, valid, cpu = [], [], [], [], [], []
+        for poses in complexes.values():
+            ranked = sorted((p for p in poses if p["rmsd"]), key=lambda p: int(p["rank"]))[:10]
+            cpu.append(float(poses[0]["cpu_seconds"] or "nan"))
+            first = float(ranked[0]["rmsd"]) if ranked else np.inf
+            sound = bool(ranked) and ranked[0]["valid"] == "True"
+            top.append(first < SUCCESS)
+            both.append(first < SUCCESS and sound)
+            valid.append(sound)
+            best.append(any(float(p["rmsd"]) < SUCCESS for p in ranked))
+            rmsds.append(first)
+        spent = [c for c in cpu if c == c]
+        seconds = f"{statistics.mean(spent):.1f} ({statistics.median(spent):.1f})" if spent else ""
+        cells = [f"{split} {part}".strip(), site, variant, str(len(complexes))]
+        cells += [str(rate(outcome)) for outcome in (top, both, best)]
+        cells += [f"{statistics.median(rmsds):.2f}", str(rate(valid)), seconds]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *paired(groups)])
+
+
+def paired(groups: dict[tuple[str, ...], Any]) -> list[str]:
+    """McNemar's exact test of each variant against the first of its set and site."""
+    lines = []
+    for where in dict.fromkeys(key[:3] for key in groups):
+        names = [key for key in groups if key[:3] == where]
+        for other in names[1:]:
+            common = sorted(groups[names[0]].keys() & groups[other].keys())
+            if not common:  # seeds are called differently: pair by complex
+                continue
+            hits = [[_hit(groups[name][key]) for key in common] for name in (names[0], other)]
+            p = mcnemar(*hits)
+            share = " to ".join(f"{100 * np.mean(h):.1f} %" for h in hits)
+            label = " ".join(filter(None, where))
+            lines.append(
+                f"{label}: {names[0][3]} against {other[3]} on {len(common)} pairs: {share}, "
+                f"McNemar p = {p:.3g}"
+            )
+    return lines
+
+
+def _hit(poses: Sequence[dict[str, str]]) -> bool:
+    first = [p for p in poses if p["rank"] == "1" and p["rmsd"]]
+    return bool(first) and float(first[0]["rmsd"]) < SUCCESS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    p = commands.add_parser("run", help="dock and append to a table")
+    p.set_defaults(call=run)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--manifest", type=Path)
+    p.add_argument("--ids", type=Path, help="file of ids, instead of a sample of the manifest")
+    p.add_argument("--split", default="")
+    p.add_argument("--part", default="")
+    p.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    p.add_argument("--docking-seed", type=int, nargs="+", default=[0])
+    p.add_argument("--variant", action="append", required=True)
+    p.add_argument("--site", choices=("known", "blind"), default="known")
+    p.add_argument("--out", type=Path, required=True)
+    p = commands.add_parser("table", help="print the table of runs")
+    p.set_defaults(call=table)
+    p.add_argument("tables", nargs="+", type=Path)
+    p.add_argument("--vina", type=Path, help="table of vina_baseline.py")
+    p.add_argument("--vina-poses", type=Path)
+    p.add_argument("--data", type=Path, help="folder of complexes, to check Vina's poses")
+    p.add_argument("--ids-of", help="keep the complexes that variants of this name have docked")
+    args = parser.parse_args(argv)
+    return args.call(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Start poses from the trained diffusion model, and what its latents' prior thinks of sites.
+
+Shapes: B poses, N ligand atoms, R residues, m latents, K conformers. Coordinates in Å.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bio_diffusion import checkpoint as checkpoints
+from bio_diffusion.diffusion import schedule as schedules
+from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
+from bio_diffusion.diffusion.process import Guidance
+from bio_diffusion.diffusion.sampling import sample
+
+from .complex import InputError, Site
+from .dataset import crop_radius
+from .experiment import DockingModel
+from .latents import PointerPrior
+from .pose import Pose
+from .score_model import Complex, ReceptorFeatures, Senders, Size
+from .sources import PreparedLigand, PreparedReceptor
+
+__all__ = ["NetworkPoses", "SCHEDULES", "load_model"]
+
+SCHEDULES = ("adaptive", "uniform", "karras", "log_snr", "cosine")
+_KEPT_POCKETS = 8  # encoded pockets kept for the next ligands on the same receptor
+
+
+def load_model(
+    path: str | Path, device: torch.device
+) -> tuple[DockingModel, checkpoints.Checkpoint]:
+    """A trained docking model, ready to sample, and the checkpoint it came from.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind.
+    """
+    loaded = checkpoints.load(path, "dock")
+    size = Size(**loaded.config["experiment"]["size"])
+    has_prior = any(name.startswith("prior.") for name in loaded.best)
+    model = DockingModel(size, PointerPrior(size) if has_prior else None)
+    loaded.into(model)
+    return model.to(device).eval().requires_grad_(False), loaded
+
+
+class NetworkPoses:
+    """Poses by reverse diffusion, each with latents of its own from the prior (a `PoseSource`).
+
+    Args:
+        model: from `load_model`.
+        curve: the time grid fitted to it, for the adaptive schedule.
+        steps: network calls.
+        schedule: one of `SCHEDULES`.
+        device: where the network runs; poses come back on the CPU.
+        guidance: applied to every step, such as the physics.
+        temperature: of the latents' prior; above 1 flatter.
+    """
+
+    name = "network"
+
+    def __init__(
+        self,
+        model: DockingModel,
+        curve: schedules.Curve | None = None,
+        steps: int = 20,
+        schedule: str = "adaptive",
+        device: torch.device | None = None,
+        guidance: tuple[Guidance, ...] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        self.model, self.device = model, device or torch.device("cpu")
+        self.guidance, self.temperature = guidance, temperature
+        self.times = _times(model, curve, steps, schedule)
+        self._pockets: OrderedDict[tuple[float, ...], tuple[ReceptorFeatures, Senders]]
+        self._pockets = OrderedDict()
+        self._of: PreparedReceptor | None = None
+
+    def poses(
+        self,
+        receptor: PreparedReceptor,
+        ligand: PreparedLigand,
+        site: Site,
+        count: int,
+        generator: torch.Generator,
+    ) -> Pose:
+        """`count` poses of the ligand at the site; the conformers take turns."""
+        with torch.inference_mode():
+            given = self.complex(receptor, ligand, site)
+            chosen = ligand.conformers[torch.arange(count) % len(ligand.conformers)]
+            center = torch.as_tensor(np.asarray(site.center), dtype=torch.float32)
+            placed = chosen - chosen.mean(1, keepdim=True) + center
+            start = Pose(placed, ligand.graph.tree).to(self.device)
+            latents = self.draw(given, count, generator)
+            pose = sample(
+                self.model.process,
+                self.model.score,
+                self.model.process.prior(start, generator),
+                self.times,
+                given.with_latents(latents),
+                self.guidance,
+                generator,
+            )
+        return pose.to("cpu")
+
+    def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:
+        """The encoded pocket, kept for the next ligand, joined with the ligand."""
+        reach = max(crop_radius(coords) for coords in ligand.conformers)
+        radius = 2.0 * math.ceil(reach / 2.0)  # few different pockets, so that ligands share them
+        if self._of is not receptor:
+            self._pockets.clear()
+            self._of = receptor
+        key = (*map(float, site.center), radius)
+        if key not in self._pockets:
+            center = torch.as_tensor(np.asarray(site.center), dtype=torch.float32)
+            pocket, kept = receptor.graph.crop(center, radius)
+            if not len(kept):
+                raise InputError("site", f"no protein within {radius:g} Å of the site's centre")
+            self._pockets[key] = self.model.score.encode_receptor(pocket.to(self.device))
+            while len(self._pockets) > _KEPT_POCKETS:
+                self._pockets.popitem(last=False)
+        self._pockets.move_to_end(key)
+        return self.model.score.pair(self._pockets[key], ligand.graph.to(self.device))
+
+    def draw(self, given: Complex, count: int, generator: torch.Generator) -> Latents | None:
+        """Latents for `count` poses from the prior, one after the other; None without latents."""
+        prior = self.model.prior
+        if not self.model.score.size.latents:
+            return None
+        total = len(given.receptor.graph.residue_type) + len(given.ligand_scalars)
+        z = given.ligand_scalars.new_zeros(count, 0, total)
+        hidden = torch.full((count,), prior is None, device=z.device)
+        if prior is None:
+            m = self.model.score.size.latents
+            return Latents(z.new_full((count, m, total), 1 / total), hidden)
+        nodes = prior.nodes(given)
+        for _ in range(prior.size.latents):
+            logits = prior.logits(given, nodes, z) / self.temperature
+            z = torch.cat([z, gumbel_softmax(logits[:, None], 1.0, True, generator)], 1)
+        return Latents(z, hidden)
+
+    def site_shares(self, receptor: PreparedReceptor, ligand: PreparedLigand) -> Tensor:
+        """(R,) the prior's probability that the ligand sits at each residue of the receptor.
+
+        Raises:
+            ValueError: the model has no prior.
+        """
+        prior = self.model.prior
+        if prior is None:
+            raise ValueError("this model has no prior over sites")
+        with torch.inference_mode():
+            encoded = self.model.score.encode_receptor(receptor.graph.to(self.device))
+            given = self.model.score.pair(encoded, ligand.graph.to(self.device))
+            count = len(receptor.graph.residue_type)
+            empty = given.ligand_scalars.new_zeros(1, 0, count + len(given.ligand_scalars))
+            logits = prior.logits(given, prior.nodes(given), empty)[0]
+        return logits.softmax(-1)[:count].cpu()
+
+
+def _times(model: DockingModel, curve: schedules.Curve | None, steps: int, schedule: str) -> Tensor:
+    """N + 1 times of the chosen schedule; adaptive without a fitted curve is an error."""
+    if schedule not in SCHEDULES:
+        raise InputError("schedule", f"no schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
+    if schedule == "uniform":
+        return schedules.uniform(steps)
+    if schedule != "adaptive":
+        return getattr(schedules, schedule)(model.process, steps)
+    if curve is None:
+        raise InputError("schedule", "the model has no fitted time grid; choose --schedule uniform")
+    return curve.knots(steps)
