@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC: dict[str, str] = {}  # name -> module
+_PUBLIC = {"Docker": "bio_diffusion.dock.pipeline"}  # name -> module
 
 __all__ = ["__version__", *_PUBLIC]
 
