@@ -136,8 +136,8 @@ class SO3(_Tabulated):
     # Both sums hold to ~1e-14 between 0.5 and 1.5. Below `_limit` the angle is Gaussian to 1e-6
     # once the curvature of the group is put into its variance (see `sample`).
     _switch = 1.0
-    _limit = 0.1
-    _characters = 90  # exp(-l(l+1) sigma^2 / 2) < 1e-17 beyond, for sigma >= _limit
+    _limit = 0.2
+    _characters = 45  # exp(-l(l+1) sigma^2 / 2) < 1e-17 beyond, for sigma >= _limit
 
     def log_density(self, angle: Tensor, sigma: Tensor) -> Tensor:
         """log f(w) against the uniform law on rotations, in float64; angle and sigma broadcast."""
@@ -189,19 +189,20 @@ class SO3(_Tabulated):
         _, slope = self._log_density_and_slope(angle, sigma)
         return ((slope / angle)[..., None] * u.double()).to(u)
 
-    def cdf(self, angle: Tensor, sigma: Tensor) -> Tensor:
-        """P(w <= angle) under K(sigma), sigma >= 0.1; float64.
+    def angle_law(self, angle: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """P(w <= angle) and the density p(angle) under K(sigma), sigma >= 0.2; float64.
 
-        (1 - cos w) times the character sum telescopes, and integrates term by term to
-            [w + sum_{l>=1} ((2l+1) e_l - (2l-1) e_{l-1}) sin(l w) / l] / pi
+        (1 - cos w) times the character sum telescopes, and integrates term by term:
 
-        with e_l = exp(-l(l+1) sigma^2 / 2).
+            pi p(w) = 1 + sum_{l>=1} c_l cos(l w),    pi P(w) = w + sum_{l>=1} c_l sin(l w) / l
+            c_l = (2l+1) e_l - (2l-1) e_{l-1},        e_l = exp(-l(l+1) sigma^2 / 2)
         """
-        l = torch.arange(1.0, self._characters + 1, device=angle.device).double()  # noqa: E741
-        half = sigma.double()[..., None] ** 2 / 2
-        e, e_before = torch.exp(-l * (l + 1) * half), torch.exp(-l * (l - 1) * half)
-        weight = (2 * l + 1) * e - (2 * l - 1) * e_before
-        return (angle + (weight / l * torch.sin(l * angle.double()[..., None])).sum(-1)) / math.pi
+        degree = torch.arange(1.0, self._characters + 1, device=angle.device).double()
+        half, phase = sigma.double()[..., None] ** 2 / 2, degree * angle.double()[..., None]
+        e, e_before = (torch.exp(-degree * (degree + d) * half) for d in (1, -1))
+        c = (2 * degree + 1) * e - (2 * degree - 1) * e_before
+        below = angle + (c / degree * torch.sin(phase)).sum(-1)
+        return below / math.pi, (1 + (c * torch.cos(phase)).sum(-1)) / math.pi
 
     def sample(self, shape: Sequence[int], sigma: Tensor, generator: Source = None) -> Tensor:
         """Map z ~ N(0, I_3) to a rotation about its axis, quantile of |z| to that of the angle."""
@@ -215,17 +216,21 @@ class SO3(_Tabulated):
             quantile = torch.erf(radius / math.sqrt(2)) - math.sqrt(
                 2 / math.pi
             ) * radius * torch.exp(-(radius**2) / 2)
-            wrapped = self._invert(quantile, sigma.double().clamp(min=self._limit))
+            wrapped = self._invert(quantile, sigma.double().clamp(min=self._limit), angle)
             angle = torch.where(wide, wrapped, angle)
         return (z * (angle / radius.clamp(min=1e-12))[..., None]).to(z)
 
-    def _invert(self, quantile: Tensor, sigma: Tensor) -> Tensor:
+    def _invert(self, quantile: Tensor, sigma: Tensor, guess: Tensor) -> Tensor:
+        """The angle with P(angle) = quantile: Newton's steps, bisection where one leaves its bracket."""
         low, high = torch.zeros_like(quantile), torch.full_like(quantile, math.pi)
-        for _ in range(40):  # bisection: pi 2^-40 is finer than float32 can hold
-            middle = (low + high) / 2
-            below = self.cdf(middle, sigma) < quantile
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        angle = guess.clamp(max=3.0)
+        for _ in range(12):
+            below, density = self.angle_law(angle, sigma)
+            short = below < quantile
+            low, high = torch.where(short, angle, low), torch.where(short, high, angle)
+            angle = angle + (quantile - below) / density.clamp(min=1e-12)
+            angle = torch.where((angle >= low) & (angle <= high), angle, (low + high) / 2)
+        return angle
 
     def prior(self, shape: Sequence[int], sigma: Tensor, generator: Source = None) -> Tensor:
         """A uniform rotation: the axis-angle vector of a normalised quaternion from N(0, I_4)."""

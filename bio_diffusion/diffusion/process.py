@@ -167,7 +167,8 @@ class Transition(ABC):
     def tilt(self, direction: Tangent) -> Transition:
         """The law q(x_s) exp<direction, x_s>, normalised.
 
-        The displacement is that of the noising kernel between s and t, also where the step itself
+        The direction is a tangent in the unscaled frame, as scores are, and adds to them. The
+        displacement is that of the noising kernel between s and t, also where the step itself
         draws no noise (probability flow, last step): steering a deterministic sampler still steers
         it.
         """
@@ -184,7 +185,7 @@ class Normal(Transition):
     Attributes:
         mean: (B, *).
         variance: (B,), what `sample` draws with; may be zero.
-        kernel: (B,), the variance that `tilt` steers with.
+        kernel: (B,), displacement of the mean per unit of direction in `tilt`.
     """
 
     mean: Tensor
@@ -339,6 +340,23 @@ class Brownian(Process):
     @abstractmethod
     def noise(self, x: State, sigma: Tangent, generator: Source = None) -> Tangent:
         """A displacement u ~ K(sigma) in the tangent at x; sigma as `sigma(t)` gives it."""
+
+    @abstractmethod
+    def size(self, tangent: Tangent) -> Tensor:
+        """Root mean square (B,) of a tangent over degrees of freedom, factors weighted."""
+
+    @property
+    def extent(self) -> Tangent:
+        """The largest displacement that means anything, a float for each factor."""
+        return float("inf")
+
+    def velocity(self, t: Tensor) -> Tangent:
+        """The scale to explore p_t at, (B,) by factor: sigma_t, capped where the space ends."""
+        return tangent_map(lambda sigma, top: sigma.clamp(max=top), self.sigma(t), self.extent)
+
+    def norm(self, tangent: Tangent, t: Tensor) -> Tensor:
+        scaled = tangent_map(lambda d, v: broadcast(v, d) * d, tangent, self.velocity(t))
+        return self.size(scaled)
 
     def sigma_to(self, s: Tensor) -> Tangent:
         """The noise level a step to s ends at: sigma_s, and none at s = 0, which is the data."""

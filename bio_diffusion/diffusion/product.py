@@ -228,19 +228,14 @@ class ProductDiffusion(Brownian):
     def score(self, prediction: Mapping[str, Tensor], x_t: State, t: Tensor) -> dict[str, Tensor]:
         return {name: prediction[name] for name in self.factors}
 
-    def norm(self, tangent: Mapping[str, Tensor], t: Tensor) -> Tensor:
-        """sqrt sum_k weight_k min(sigma_k(t), extent_k)^2 mean |d_k|^2.
-
-        On a compact factor the law stops changing once sigma passes its size, hence the cap.
-        """
-        sigma = self.sigma(t)
-        squares = [
-            f.weight
-            * (sigma[k].clamp(max=f.kernel.extent) ** 2).to(tangent[k])
-            * _mean(tangent[k] ** 2)
-            for k, f in self.factors.items()
-        ]
+    def size(self, tangent: Mapping[str, Tensor]) -> Tensor:
+        """sqrt sum_k weight_k mean |d_k|^2, the mean over the degrees of freedom."""
+        squares = [f.weight * _mean(tangent[k] ** 2) for k, f in self.factors.items()]
         return torch.stack(squares).sum(0).sqrt()
+
+    @property
+    def extent(self) -> dict[str, float]:
+        return {name: factor.kernel.extent for name, factor in self.factors.items()}
 
     def _shapes(self, x: State) -> Mapping[str, Sequence[int]]:
         shapes = x.tangent_shapes()
