@@ -11,7 +11,7 @@ from bio_diffusion.train import Run
 def test_data_have_the_stated_shares():
     """Each count of a multinomial draw lies within 5 standard deviations of its mean."""
     mixture = toy.Mixture(torch.device("cpu"), batch=20_000)
-    x = next(mixture.batches(0, 0, 1))[0].x
+    x = next(mixture.batches(0, 0, 1))[0]
     counts = torch.cdist(x, torch.tensor(toy.CENTERS)).argmin(-1).bincount(minlength=8)
     share = torch.tensor(toy.SHARES)
     deviation = (20_000 * share * (1 - share)).sqrt()
@@ -23,9 +23,9 @@ def test_batches_depend_on_their_number_alone(start):
     mixture = toy.Mixture(torch.device("cpu"), batch=4)
     later = mixture.batches(start, 1, 2)
     for number in range(start, start + 2):
-        alone = next(mixture.batches(number, 1, 2))[0].x
-        assert torch.equal(next(later)[0].x, alone)
-        assert not torch.equal(next(mixture.batches(number, 0, 2))[0].x, alone)
+        alone = next(mixture.batches(number, 1, 2))[0]
+        assert torch.equal(next(later)[0], alone)
+        assert not torch.equal(next(mixture.batches(number, 0, 2))[0], alone)
 
 
 def test_training_finds_the_shares(tmp_path):
