@@ -21,6 +21,7 @@ Shapes: N atoms, E bonds. Coordinates in Å, angles in degrees.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import gemmi
@@ -33,6 +34,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.spatial import cKDTree
 
 from .ligand import MAX_HEAVY_ATOMS, Refused
+from .residues import parse_structure, read_groups
 
 _REACH = 0.40  # Å beyond the sum of covalent radii within which two atoms are bonded
 _SINGLE_N = {"C": 1.47, "N": 1.42, "O": 1.40}
@@ -398,18 +400,11 @@ def molecule_from_pdb(text: str) -> Chem.Mol:
     """The one molecule of a PDB file: all its atoms but water and hydrogens.
 
     Raises:
-        Refused: `parse`, `empty`, `too_large` or `bonds`.
+        Refused: `empty`, `too_large`, `fragments` or `bonds`.
+        InputError: The text cannot be parsed.
     """
-    try:
-        structure = gemmi.read_pdb_string(text)
-    except (RuntimeError, ValueError) as error:
-        raise Refused("parse", f"not a readable PDB file ({error})") from None
-    if not len(structure):
-        raise Refused("empty", "no atoms")
-    structure.remove_hydrogens()
-    structure.remove_waters()
-    structure.remove_alternative_conformations()
-    atoms = [cra.atom for cra in structure[0].all()]
+    groups = read_groups(parse_structure(text, "the PDB text"), Counter())
+    atoms = [a for group in groups if group.kind != "water" for a in group.atoms]
     if not atoms:
         raise Refused("empty", "no heavy atoms")
     coords = np.array([a.pos.tolist() for a in atoms])

@@ -115,7 +115,8 @@ def site_from_ligand(ligand: str | Path | np.ndarray, padding: float = SITE_PADD
 
 def _box(coords: np.ndarray, padding: float, how: str) -> Site:
     low, high = coords.min(axis=0), coords.max(axis=0)
-    return Site(((low + high) / 2).astype(np.float64), (high - low + 2 * padding), how)
+    center, size = (low + high) / 2, high - low + 2 * padding
+    return Site(center.astype(np.float64), size.astype(np.float64), how)
 
 
 def site_from_residues(receptor: Receptor, residues: str, padding: float = SITE_PADDING) -> Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import zlib
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def one_line(text: object, limit: int = 160) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def require_file(path: str | Path) -> None:
+    """Raises `InputError` unless a regular file stands at `path`."""
+    name = one_line(path)
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # a path with a NUL in it is a ValueError
+        raise InputError("missing", f"{name}: no such file; check the path") from None
+    if stat.S_ISDIR(mode):
+        raise InputError("directory", f"{name}: is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise InputError("unreadable", f"{name}: is not a regular file")
+
+
 def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
     """Reads a text file, unpacking gzip by its content and not by its name.
 
@@ -47,17 +61,12 @@ def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
     """
     path = Path(path)
     name = one_line(path)
+    require_file(path)
     try:
-        if path.is_dir():
-            raise InputError("directory", f"{name}: is a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise InputError("unreadable", f"{name}: is not a regular file")
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
-    except FileNotFoundError:
-        raise InputError("missing", f"{name}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise InputError("unreadable", f"{name}: cannot be read: {reason}") from None
     if data[:2] == b"\x1f\x8b":
         data = _gunzip(data, limit, name)

@@ -112,6 +112,7 @@ def prepare(mol: Chem.Mol, ligand_id: str, source: str, protein: str | None = No
     notes: list[str] = []
     with BlockLogs():
         mol = Chem.Mol(mol)
+        Chem.ClearMolSubstanceGroups(mol)  # abbreviations of a drawing hold on to their hydrogens
         mol = _main_fragment(mol, notes)
         _check_atoms(mol)
         mol = _sanitised(mol, notes)
@@ -236,7 +237,8 @@ def _check_atoms(mol: Chem.Mol) -> None:
 
 
 def _sanitised(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
-    """Sanitises; sets the one charge that files often leave out: four bonds at a nitrogen."""
+    """Sanitises, and mends what files leave out: the charge of a four-bonded nitrogen, and
+    hydrogens, without which an atom would be a radical."""
     trial = Chem.Mol(mol)
     problems = Chem.DetectChemistryProblems(trial)
     if any(p.GetType() == "AtomValenceException" for p in problems):
@@ -250,6 +252,13 @@ def _sanitised(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
         Chem.SanitizeMol(trial)
     except (ValueError, RuntimeError) as error:
         raise Refused("parse", f"chemically impossible: {one_line(error, 120)}") from None
+    radicals = [atom for atom in trial.GetAtoms() if atom.GetNumRadicalElectrons()]
+    if radicals:
+        for atom in radicals:
+            atom.SetNumRadicalElectrons(0)
+            atom.SetNoImplicit(False)
+        Chem.SanitizeMol(trial)
+        notes.append(f"filled {len(radicals)} open valence{'s' * (len(radicals) > 1)}")
     return trial
 
 
@@ -259,7 +268,7 @@ def in_space(mol: Chem.Mol) -> bool:
         return False
     xyz = mol.GetConformer().GetPositions()
     xyz = xyz[[a.GetAtomicNum() > 1 for a in mol.GetAtoms()]]
-    if not np.isfinite(xyz).all() or np.abs(xyz).max() > 1e4:
+    if not len(xyz) or not np.isfinite(xyz).all() or np.abs(xyz).max() > 1e4:
         return False
     if len(xyz) == 1:
         return bool(np.abs(xyz).max() > 0)
@@ -290,9 +299,12 @@ def _heavy(mol: Chem.Mol) -> Chem.Mol:
         setattr(options, name, True)
     options.showWarnings = False
     try:
-        return rdmolops.RemoveHs(mol, options)
+        bare = rdmolops.RemoveHs(mol, options)
     except (ValueError, RuntimeError) as error:
         raise Refused("parse", f"hydrogens cannot be removed: {one_line(error, 100)}") from None
+    if any(atom.GetAtomicNum() == 1 for atom in bare.GetAtoms()):
+        raise Refused("parse", "a hydrogen without a heavy atom of its own")
+    return bare
 
 
 _MOOT = "[PX4,SX4,AsX4;$([*](~[OX1,OX2H,SX1,SX2H])~[OX1,OX2H,SX1,SX2H])]"

@@ -28,7 +28,7 @@ from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
 from .bonds import apply_template, molecule_from_pdb
-from .files import InputError, one_line, read_text, slug
+from .files import InputError, one_line, read_text, require_file, slug
 from .ligand import (
     MAX_HEAVY_ATOMS,
     Failure,
@@ -82,10 +82,10 @@ def read_ligands(
     plan: list[tuple[str | Path, bool]] = [(s, _is_file(s)) for s in sources]
     for source, is_file in plan:
         if is_file:
-            _present(source)
+            require_file(source)
     listed: Iterator[_Record] = iter(())
     if table is not None:
-        _present(table)
+        require_file(table)
         listed = _records(Path(table), read_text(table))
 
     def records() -> Iterator[_Record]:
@@ -94,7 +94,7 @@ def read_ligands(
                 yield from _file_records(Path(source))
             else:
                 text = str(source).strip()
-                yield _Record("", one_line(text, 60), partial(parse_smiles, text))
+                yield _Record("", one_line(text, 60), partial(_parse_argument, text))
         yield from listed
 
     return _finish(records())
@@ -120,15 +120,6 @@ def _finish(records: Iterator[_Record]) -> Iterator[Ligand | Failure]:
             reason = str(error)
             lead = "" if reason.startswith(record.source) else f"{record.source}: "
             yield Failure(name, error.code, one_line(lead + reason))
-
-
-def _present(path: str | Path) -> None:
-    """Raises `InputError` unless a regular file stands there."""
-    target = Path(path)
-    if target.is_dir():
-        raise InputError("directory", f"{one_line(path)}: is a folder; name a file in it")
-    if not target.is_file():
-        raise InputError("missing", f"{one_line(path)}: no such file; check the path")
 
 
 def _kind(path: Path) -> str:
@@ -306,7 +297,25 @@ def parse_mol2(block: str) -> Chem.Mol:
         if raw is None:
             raise Refused("parse", "not a readable MOL2 record")
         check_size(raw)
+        if all(atom.GetAtomicNum() != 1 for atom in raw.GetAtoms()):
+            return _without_hydrogens(raw)
         return Chem.MolFromMol2Block(block, sanitize=True, removeHs=False) or raw
+
+
+def _without_hydrogens(mol: Chem.Mol) -> Chem.Mol:
+    """A MOL2 record that leaves hydrogens out, with charges by atom types and valences open.
+
+    The format means every hydrogen to be written, so that RDKit reads a bare atom as a radical or
+    an ion. Only the types that are charged by themselves keep their charge.
+    """
+    charged = {"O.co2", "N.4", "C.cat"}
+    types = [atom.GetPropsAsDict().get("_TriposAtomType", "") for atom in mol.GetAtoms()]
+    for atom in mol.GetAtoms():
+        around = {types[n.GetIdx()] for n in atom.GetNeighbors()}
+        if types[atom.GetIdx()] not in charged and "C.cat" not in around:
+            atom.SetFormalCharge(0)
+        atom.SetNoImplicit(False)
+    return mol
 
 
 def parse_smiles(text: str) -> Chem.Mol:
@@ -322,9 +331,19 @@ def parse_smiles(text: str) -> Chem.Mol:
     with BlockLogs():
         raw = Chem.MolFromSmiles(text, sanitize=False)
         if raw is None:
-            raise Refused("parse", f"{one_line(text, 40)} is neither a file nor a SMILES")
+            raise Refused("parse", f"{one_line(text, 60)} is no readable SMILES")
         check_size(raw)
         return Chem.MolFromSmiles(text) or raw
+
+
+def _parse_argument(text: str) -> Chem.Mol:
+    """Parses what the user gave in place of a file."""
+    try:
+        return parse_smiles(text)
+    except Refused as error:
+        if error.code != "parse":
+            raise
+        raise Refused("parse", f"{one_line(text, 60)} is neither a file nor a SMILES") from None
 
 
 def _smi(path: Path, text: str) -> Iterator[_Record]:

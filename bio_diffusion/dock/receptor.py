@@ -197,6 +197,9 @@ def assemble(
         else:
             groups.append(group)
     groups = _near_ions(groups, tables)
+    for group in groups:
+        if group.kind in _KEPT:
+            tables[_KEPT[group.kind]][group.name] += 1
     polymer = [g for g in groups if g.kind in ("protein", "nucleic", "modified")]
     if not polymer:
         found = ", ".join(f"{v} {k}" for k, v in _found(counts, tables)) or "nothing usable"
@@ -210,11 +213,6 @@ def assemble(
             "trace_only",
             f"{name}: most residues hold one atom only; docking needs all heavy atoms",
         )
-    for group in groups:
-        if group.kind == "modified":
-            tables["modified_kept"][group.name] += 1
-        elif group.kind == "group":
-            tables["groups_kept"][group.name] += 1
     notes: dict[str, Any] = {
         "format": str(structure.input_format).rsplit(".", 1)[-1].lower(),
         "models": len(structure),
@@ -228,6 +226,7 @@ def assemble(
     return _receptor(Path(path).name.split(".")[0] or "receptor", groups, notes)
 
 
+_KEPT = {"modified": "modified_kept", "group": "groups_kept"}
 _COUNTED = (
     "altloc_residues",
     "hydrogens_dropped",
@@ -243,14 +242,14 @@ def _found(counts: Counter[str], tables: dict[str, Counter[str]]) -> Iterator[tu
     """What a file without a protein held instead, for its message."""
     if counts["waters_dropped"]:
         yield "waters", counts["waters_dropped"]
-    for key in ("additives_dropped", "ions_dropped"):
+    for key in ("groups_kept", "additives_dropped", "metals_kept", "ions_dropped"):
         yield from tables[key].items()
 
 
 def _near_ions(groups: list[Group], tables: dict[str, Counter[str]]) -> list[Group]:
     """Keeps the metals of biology that lie beside something else that is kept."""
     anchors = [g.coords for g in groups if g.kind != "ion"]
-    tree = cKDTree(np.concatenate(anchors or [np.full((1, 3), np.inf)]))
+    tree = cKDTree(np.concatenate(anchors or [np.full((1, 3), 1e9)]))  # no anchor: far away
     kept = []
     for group in groups:
         if group.kind == "ion":
@@ -304,9 +303,9 @@ def _receptor(name: str, groups: list[Group], notes: dict[str, Any]) -> Receptor
             lines.append(
                 f"{record}{(len(lines) + 1) % 100000:5d} {atom.padded_name():<4.4s} "
                 f"{group.name[:3]:>3s} {letters[group.chain]}{number[-5:]:>5s}   "
-                f"{position[0]:8.3f}{position[1]:8.3f}{position[2]:8.3f}{atom.occ:6.2f}"
-                f"{min(max(atom.b_iso, -99.0), 999.0):6.2f}          "
-                f"{atom.element.name.upper():>2s}"
+                f"{position[0]:8.3f}{position[1]:8.3f}{position[2]:8.3f}"
+                f"{min(max(atom.occ, 0.0), 1.0):6.2f}{min(max(atom.b_iso, -99.0), 999.0):6.2f}"
+                f"          {atom.element.name.upper():>2s}"
             )
             coords.append(position)
             hetero.append(apart)

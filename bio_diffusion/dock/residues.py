@@ -36,25 +36,36 @@ ADDITIVES = frozenset(
 """Buffers, precipitants, cryoprotectants and detergents: dropped, and never taken for a ligand."""
 
 
+_COLUMNS = 78  # of a PDB line, up to the element; other programs write what they like behind
+
+
 def read_structure(path: str | Path) -> gemmi.Structure:
-    """Parses PDB or mmCIF text by its content.
+    """Reads PDB or mmCIF, also gzipped, told apart by content.
 
     Raises:
         InputError: The file cannot be read, is of another kind, damaged, or holds no atom.
     """
-    name = one_line(path)
-    text = read_text(path)
+    return parse_structure(read_text(path), one_line(path))
+
+
+def parse_structure(text: str, name: str) -> gemmi.Structure:
+    """Parses the text of a PDB or mmCIF file; `name` is for messages.
+
+    Raises:
+        InputError: The text is of another kind, damaged, or holds no atom.
+    """
+    # names of atoms and chains are ASCII; gemmi hands out others as bytes that are no text
+    text = text.encode("ascii", "replace").decode("ascii")
     try:
         if any(line.lower().startswith("data_") for line in text.splitlines()):
-            # block by block: real files carry other blocks after the coordinates
+            # real files carry other blocks beside the coordinates
             for block in gemmi.cif.read_string(text):
                 structure = gemmi.make_structure_from_block(block)
-                if len(structure) and sum(1 for _ in structure[0].all()):
+                if len(structure) and any(True for _ in structure[0].all()):
                     break
-            structure.merge_chain_parts()
         else:
-            structure = gemmi.read_pdb_string(text)
-            structure.merge_chain_parts()
+            structure = gemmi.read_pdb_string(text, max_line_length=_COLUMNS)
+        structure.merge_chain_parts()
     except (RuntimeError, ValueError, IndexError, OverflowError) as error:
         reason = one_line(error)
         raise InputError(
