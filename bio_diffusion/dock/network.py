@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +18,24 @@ from torch import Tensor
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion import schedule as schedules
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
+from bio_diffusion.diffusion.likelihood import denoising_loss
 from bio_diffusion.diffusion.process import Guidance
+from bio_diffusion.diffusion.product import ProductDiffusion
 from bio_diffusion.diffusion.sampling import sample
 
 from .complex import InputError, Site
-from .dataset import crop_radius
-from .experiment import DockingModel
+from .dataset import CompactSet, PoseBatches, crop_radius
+from .experiment import DockingModel, find_data
 from .latents import PointerPrior
 from .pose import Pose
-from .score_model import Complex, ReceptorFeatures, Senders, Size
+from .score_model import Complex, ReceptorFeatures, ScoreModel, Senders, Size
 from .sources import PreparedLigand, PreparedReceptor
 
-__all__ = ["NetworkPoses", "SCHEDULES", "load_model"]
+__all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]
 
 SCHEDULES = ("adaptive", "uniform", "karras", "log_snr", "cosine")
+_JUDGING_TIMES = torch.linspace(0.1, 0.9, 9)
+_JUDGING_DRAWS = 2  # of noise and latents, at each of these times
 _KEPT_POCKETS = 8  # encoded pockets kept for the next ligands on the same receptor
 
 
@@ -108,6 +114,36 @@ class NetworkPoses:
             )
         return pose.to("cpu")
 
+    def surprise(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        """How unlikely the model finds each of B poses at a site, (B,): its denoising loss.
+
+        Times, noise and latents are the same for all poses and in every call, so equal poses get
+        equal numbers.
+        """
+        with torch.inference_mode():
+            given = self.complex(receptor, ligand, site)
+            generator = torch.Generator().manual_seed(0)
+            drawn = self.draw(given, _JUDGING_DRAWS, generator)
+            total = torch.zeros(len(pose))
+            for draw in range(_JUDGING_DRAWS):
+                shared = None
+                if drawn is not None:
+                    shared = Latents(
+                        drawn.z[draw].expand(len(pose), -1, -1),
+                        drawn.null[draw].expand(len(pose)),
+                    )
+                total += denoising_loss(
+                    self.model.process,
+                    self.model.score,
+                    pose.to(self.device),
+                    _JUDGING_TIMES.to(self.device),
+                    given.with_latents(shared),
+                    seed=draw,
+                ).cpu()
+        return total / _JUDGING_DRAWS
+
     def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:
         """The encoded pocket, kept for the next ligand, joined with the ligand."""
         reach = max(crop_radius(coords) for coords in ligand.conformers)
@@ -173,3 +209,20 @@ def _times(model: DockingModel, curve: schedules.Curve | None, steps: int, sched
     if curve is None:
         raise InputError("schedule", "the model has no fitted time grid; choose --schedule uniform")
     return curve.knots(steps)
+
+
+def schedule_probe(path: Path, probes: int) -> tuple[ProductDiffusion, ScoreModel, Any]:
+    """Process, network and (pose, complex) batches of held-out complexes to fit a schedule on."""
+    model, loaded = load_model(path, torch.device("cpu"))
+    source = NetworkPoses(model, schedule="uniform")
+    examples = CompactSet(find_data("dock_val.safetensors"))
+    stream = PoseBatches(examples, poses=8, seed=0)
+
+    def batches() -> Iterator[tuple[Pose, Complex]]:
+        for number, example in zip(range(probes), examples, strict=False):
+            pose, pocket = stream.pocket(example, np.random.default_rng(number))
+            given = model.score.encode(*pocket)
+            latents = source.draw(given, len(pose), torch.Generator().manual_seed(number))
+            yield pose, given.with_latents(latents)
+
+    return model.process, model.score, batches()
