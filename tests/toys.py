@@ -56,7 +56,7 @@ class Rotation:
 
 
 def turn(u: Tensor) -> Tensor:
-    """Rotation matrix (B, 3, 3) of the axis-angle vector u (B, 3), by the exponential of its matrix."""
+    """Rotation matrix (B, 3, 3) of axis-angle vectors u (B, 3), by a matrix exponential."""
     zero = torch.zeros_like(u[:, 0])
     rows = [zero, -u[:, 2], u[:, 1], u[:, 2], zero, -u[:, 0], -u[:, 1], u[:, 0], zero]
     return torch.linalg.matrix_exp(torch.stack(rows, -1).reshape(-1, 3, 3))

@@ -221,7 +221,7 @@ class SO3(_Tabulated):
         return (z * (angle / radius.clamp(min=1e-12))[..., None]).to(z)
 
     def _invert(self, quantile: Tensor, sigma: Tensor, guess: Tensor) -> Tensor:
-        """The angle with P(angle) = quantile: Newton's steps, bisection where one leaves its bracket."""
+        """Solve P(angle) = quantile by Newton steps; bisect where one leaves its bracket."""
         low, high = torch.zeros_like(quantile), torch.full_like(quantile, math.pi)
         angle = guess.clamp(max=3.0)
         for _ in range(12):
@@ -267,18 +267,21 @@ class Torus(_Tabulated):
         return (2 * uniform(shape, generator, _like(sigma)) - 1) * math.pi
 
     def score(self, u: Tensor, sigma: Tensor) -> Tensor:
-        variance = broadcast(sigma.double() ** 2, u.double())[..., None]
-        images = wrap(u.double())[..., None] + 2 * math.pi * torch.arange(-11, 12, device=u.device)
+        images, variance = self._images(u, sigma)
         weights = torch.softmax(-(images**2) / (2 * variance), dim=-1)
-        return (-(images * weights).sum(-1) / variance[..., 0]).to(u)
+        return (-(images * weights / variance).sum(-1)).to(u)
 
     def log_density(self, u: Tensor, sigma: Tensor) -> Tensor:
         """log K(u) against du for each angle, shape of u; float64."""
-        variance = broadcast(sigma.double() ** 2, u.double())[..., None]
-        images = wrap(u.double())[..., None] + 2 * math.pi * torch.arange(-11, 12, device=u.device)
-        return torch.logsumexp(
-            -(images**2) / (2 * variance) - 0.5 * torch.log(2 * math.pi * variance), dim=-1
-        )
+        images, variance = self._images(u, sigma)
+        log_normal = -(images**2) / (2 * variance) - 0.5 * torch.log(2 * math.pi * variance)
+        return torch.logsumexp(log_normal, dim=-1)
+
+    @staticmethod
+    def _images(u: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """u + 2 pi k, (B, n, 23), and sigma^2, (B, 1, 1); float64."""
+        turns = 2 * math.pi * torch.arange(-11.0, 12.0, device=u.device).double()
+        return wrap(u.double())[..., None] + turns, broadcast(sigma**2, u.double())[..., None]
 
     def _integrate_square(self, sigma: Tensor) -> Tensor:
         u = (12 * sigma).clamp(max=math.pi)[:, None] * torch.linspace(-1, 1, 161).double()

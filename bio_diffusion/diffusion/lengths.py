@@ -51,7 +51,7 @@ class CorrectorOptimised:
     """What a Langevin corrector would have to make good if nothing were moved: L = v^2 |ds|^2.
 
         ds = score(y, s) - score(y, t),   at the same point y of the unscaled frame
-        v  = sigma_t, capped on compact factors
+        v  = sigma_s, capped on compact factors
 
     Scales between the data's and the prior's count, all below the data's finest hardly count at
     all.
@@ -63,7 +63,11 @@ class CorrectorOptimised:
 
     def __call__(self, process: Any, denoise: Denoise, x_t: State, t: Tensor, s: Tensor) -> Tensor:
         now, then = self._scores(process, denoise, x_t, t, s)
-        return process.norm(tangent_map(torch.sub, then, now), t) ** 2
+        change = tangent_map(torch.sub, then, now)
+        # sigma_s, not sigma_t: x_t comes from p_t, and over a finite step at high noise the two
+        # choices of end make up for each other. (On a coarse grid that is refitted over and over,
+        # it would let the last interval swallow the others.)
+        return process.norm(change, s) ** 2
 
     @staticmethod
     def _scores(process: Process, denoise: Denoise, x_t: State, t: Tensor, s: Tensor) -> Any:
