@@ -87,7 +87,7 @@ class Docking:
         size: arguments of `Size`.
         tau: temperature of the latents' relaxation.
         hard: straight-through latents (one-hot forward) instead of soft ones.
-        null: share of poses whose latents are hidden.
+        hide: share of poses whose latents are hidden in training.
         seed: order of the data.
     """
 
@@ -103,7 +103,7 @@ class Docking:
         size: Mapping[str, int] | None = None,
         tau: float = 1.0,
         hard: bool = True,
-        null: float = 0.1,
+        hide: float = 0.1,
         seed: int = 0,
     ) -> None:
         self.device = device
@@ -113,7 +113,7 @@ class Docking:
         self.denoiser = self.model.score
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=lr, weight_decay=0.01)
         self.quantile = torch.sqrt  # Beta(2, 1): more often at high noise
-        self.tau, self.hard, self.null = tau, hard, null
+        self.tau, self.hard, self.hide = tau, hard, hide
         self._train = PoseBatches(CompactSet(find_data(train)), poses, seed)
         self._val = PoseBatches(CompactSet(find_data(val)), poses, seed)
 
@@ -128,7 +128,7 @@ class Docking:
             return given
         logits = self.model.encoder(given, x_0).expand(len(x_0), -1, -1)
         z = gumbel_softmax(logits, self.tau, self.hard, generator)
-        null = torch.rand(len(x_0), generator=generator) < self.null
+        null = torch.rand(len(x_0), generator=generator) < self.hide
         return given.with_latents(Latents(z, null.to(z.device)))
 
     def evaluate(self) -> dict[str, float]:

@@ -79,9 +79,9 @@ class PointerPriorFit:
         seed: int = 0,
     ) -> None:
         loaded = checkpoint.load(Path(model), "dock")
-        if loaded.config["experiment"]["size"] != dict(size or {}):
-            raise ConfigError(f"experiment.size differs from that of {model}: give the same widths")
         widths = Size(**(size or {}))
+        if Size(**loaded.config["experiment"]["size"]) != widths:
+            raise ConfigError(f"experiment.size differs from that of {model}: give the same widths")
         if not widths.latents:
             raise ConfigError(f"{model} has no latents, so there is no prior to fit")
         self.prior = PointerPrior(widths)
