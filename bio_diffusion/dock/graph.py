@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bio_diffusion.dock.amino_acids import BACKBONE, SIDE_CHAINS
 from bio_diffusion.dock.pose import TorsionTree
 
 __all__ = [
@@ -27,29 +28,6 @@ __all__ = [
     "residue_type",
 ]
 
-_BACKBONE = ("N", "CA", "C", "O", "OXT")
-_SIDE_CHAINS = {
-    "ALA": "CB",
-    "ARG": "CB CG CD NE CZ NH1 NH2",
-    "ASN": "CB CG OD1 ND2",
-    "ASP": "CB CG OD1 OD2",
-    "CYS": "CB SG",
-    "GLN": "CB CG CD OE1 NE2",
-    "GLU": "CB CG CD OE1 OE2",
-    "GLY": "",
-    "HIS": "CB CG ND1 CD2 CE1 NE2",
-    "ILE": "CB CG1 CG2 CD1",
-    "LEU": "CB CG CD1 CD2",
-    "LYS": "CB CG CD CE NZ",
-    "MET": "CB CG SD CE",
-    "PHE": "CB CG CD1 CD2 CE1 CE2 CZ",
-    "PRO": "CB CG CD",
-    "SER": "CB OG",
-    "THR": "CB OG1 CG2",
-    "TRP": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
-    "TYR": "CB CG CD1 CD2 CE1 CE2 CZ OH",
-    "VAL": "CB CG1 CG2",
-}
 # Protonation and disulphide variants that force fields and preparation tools write.
 _ALIASES = {
     "HID": "HIS", "HIE": "HIS", "HIP": "HIS", "HSD": "HIS", "HSE": "HIS", "HSP": "HIS",
@@ -60,12 +38,12 @@ _OTHER_ELEMENTS = (
     "ZN", "MG", "CA", "MN", "FE", "CO", "NI", "CU", "NA", "K",
 )  # fmt: skip
 
-RESIDUE_TYPES: tuple[str, ...] = (*_SIDE_CHAINS, "other")
+RESIDUE_TYPES: tuple[str, ...] = (*SIDE_CHAINS, "other")
 ATOM_TYPES: tuple[str, ...] = (
     *(
         f"{residue} {atom}"
-        for residue, side_chain in _SIDE_CHAINS.items()
-        for atom in (*_BACKBONE, *side_chain.split())
+        for residue, side_chain in SIDE_CHAINS.items()
+        for atom in (*BACKBONE, "OXT", *side_chain)
     ),
     *_OTHER_ELEMENTS,
     "other",

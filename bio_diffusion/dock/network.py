@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion import schedule as schedules
+from bio_diffusion.diffusion.guidance import EnergyGuidance
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
 from bio_diffusion.diffusion.likelihood import denoising_loss
 from bio_diffusion.diffusion.process import Guidance
@@ -34,6 +35,7 @@ from .sources import PreparedLigand, PreparedReceptor
 __all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]
 
 SCHEDULES = ("adaptive", "uniform", "karras", "log_snr", "cosine")
+_STEERING_CAP = 1.0  # kcal/mol, ceiling of one atom's repulsion while poses still pass through
 _JUDGING_TIMES = torch.linspace(0.1, 0.9, 9)
 _JUDGING_DRAWS = 2  # of noise and latents, at each of these times
 _KEPT_POCKETS = 8  # encoded pockets kept for the next ligands on the same receptor
@@ -64,8 +66,9 @@ class NetworkPoses:
         steps: network calls.
         schedule: one of `SCHEDULES`.
         device: where the network runs; poses come back on the CPU.
-        guidance: applied to every step, such as the physics.
         temperature: of the latents' prior; above 1 flatter.
+        guidance: how strongly Vina's energy steers each step, in 1 / (kcal/mol) at t = 0, falling
+            to none at t = 1, where a ligand's atoms still lie across the receptor's.
     """
 
     name = "network"
@@ -77,8 +80,8 @@ class NetworkPoses:
         steps: int = 20,
         schedule: str = "adaptive",
         device: torch.device | None = None,
-        guidance: tuple[Guidance, ...] = (),
         temperature: float = 1.0,
+        guidance: float = 0.0,
     ) -> None:
         self.model, self.device = model, device or torch.device("cpu")
         self.guidance, self.temperature = guidance, temperature
@@ -109,10 +112,27 @@ class NetworkPoses:
                 self.model.process.prior(start, generator),
                 self.times,
                 given.with_latents(latents),
-                self.guidance,
+                self._steering(receptor, ligand, site),
                 generator,
             )
         return pose.to("cpu")
+
+    def _steering(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
+    ) -> tuple[Guidance, ...]:
+        """The physics as guidance, where it is wanted; poses travel to the CPU for it and back."""
+        if not self.guidance:
+            return ()
+        energy = ligand.energy(receptor, site).softened(_STEERING_CAP)
+
+        def gradient(x_t: Pose, t: Tensor, cond: Complex) -> dict[str, Tensor]:
+            found = energy.energy_and_gradient(x_t.to("cpu"))[1]
+            return {name: value.to(self.device) for name, value in found.items()}
+
+        def scale(t: Tensor) -> Tensor:
+            return self.guidance * (1 - t)
+
+        return (EnergyGuidance(self.model.process, gradient, scale),)
 
     def surprise(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose

@@ -33,35 +33,10 @@ import gemmi
 import numpy as np
 from scipy.spatial import cKDTree
 
+from .amino_acids import BACKBONE, SIDE_CHAINS
 from .files import InputError, one_line
 from .residues import METAL_REACH, METALS, Group, read_groups, read_structure
 
-_BACKBONE = ("N", "CA", "C", "O")
-_SIDE_CHAIN = {
-    name: tuple(atoms.split())
-    for name, atoms in {
-        "GLY": "",
-        "ALA": "CB",
-        "ARG": "CB CG CD NE CZ NH1 NH2",
-        "ASN": "CB CG OD1 ND2",
-        "ASP": "CB CG OD1 OD2",
-        "CYS": "CB SG",
-        "GLN": "CB CG CD OE1 NE2",
-        "GLU": "CB CG CD OE1 OE2",
-        "HIS": "CB CG ND1 CD2 CE1 NE2",
-        "ILE": "CB CG1 CG2 CD1",
-        "LEU": "CB CG CD1 CD2",
-        "LYS": "CB CG CD CE NZ",
-        "MET": "CB CG SD CE",
-        "PHE": "CB CG CD1 CD2 CE1 CE2 CZ",
-        "PRO": "CB CG CD",
-        "SER": "CB OG",
-        "THR": "CB OG1 CG2",
-        "TRP": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
-        "TYR": "CB CG CD1 CD2 CE1 CE2 CZ OH",
-        "VAL": "CB CG1 CG2",
-    }.items()
-}
 _LISTED = 5  # residues named in a note, the rest only counted
 
 
@@ -270,9 +245,9 @@ def _missing(groups: list[Group]) -> dict[str, Any]:
         if group.kind not in ("protein", "modified"):
             continue
         names = {a.name for a in group.atoms}
-        if not names.issuperset(_BACKBONE):
+        if not names.issuperset(BACKBONE):
             backbone.append(group.label)
-        if not names.issuperset(_SIDE_CHAIN.get(group.name, ())):
+        if not names.issuperset(SIDE_CHAINS.get(group.name, ())):
             side_chain.append(group.label)
         if last is not None and last.chain == group.chain:
             end, start = last.position("C"), group.position("N")
