@@ -31,10 +31,10 @@ from bio_diffusion.config import ConfigError, compose, dump, merge
 
 from .complex import Failure, InputError, Ligand, slug
 from .files import one_line
-from .parallel import Crash, Outcome, Outcomes, run_dask, run_here, run_pool
+from .parallel import Crash, Outcome, Outcomes, require_dask, run_dask, run_here, run_pool
 from .pipeline import Settings
 from .plan import Job, Plan, Session
-from .progress import Progress, keep_trace, logging_to
+from .progress import Progress, keep_trace, logging_into, logging_to
 from .report import Report
 from .results import ResultFolder, job_key
 from .target import Place, facts
@@ -48,8 +48,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command for parsed options and returns the exit status."""
     task: _Run | None = None
     with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to(options.quiet))
         try:
-            stack.enter_context(logging_to(options.log_file, options.quiet))
+            if options.log_file:
+                stack.enter_context(logging_into(options.log_file))
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
             signal.signal(signal.SIGTERM, _interrupt)
@@ -83,6 +85,8 @@ class _Run:
         self.config = merge(compose("dock", options.overrides, options.config), flags)
         if options.workers is not None and options.workers < 1:
             raise InputError("setting", f"--workers is {options.workers}; it must be 1 or more")
+        if options.scheduler:
+            require_dask()
         self.session = Session(options.checkpoint, options.device, Settings.of(self.config))
         self.session.docker  # noqa: B018 - a checkpoint that cannot be used ends the run here
         self.plan = Plan(

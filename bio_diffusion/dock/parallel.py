@@ -8,6 +8,8 @@ is replaced, and the job's outcome says what happened.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import math
 import multiprocessing
 import signal
 import time
@@ -19,10 +21,11 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from .files import InputError, one_line
 
-__all__ = ["Crash", "Outcome", "Outcomes", "run_dask", "run_here", "run_pool"]
+__all__ = ["Crash", "Outcome", "Outcomes", "require_dask", "run_dask", "run_here", "run_pool"]
 
 Job = TypeVar("Job")
 
+_READY = "ready"
 _FETCH = 64  # jobs underway on a cluster for each worker it may have
 
 
@@ -72,6 +75,7 @@ def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
     """A worker: jobs in, results out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send(_READY)
         while True:
             pipe.send(_attempt(work, pipe.recv()))
 
@@ -81,7 +85,7 @@ class _Worker:
     process: multiprocessing.process.BaseProcess
     pipe: Connection
     job: Any = None
-    since: float = 0.0
+    since: float = math.inf  # when its job began; a process still starting has not begun
 
 
 def run_pool(
@@ -127,18 +131,24 @@ def run_pool(
                     break
                 idle = idle or hire()
                 idle.pipe.send(job)
-                idle.job, idle.since = job, time.monotonic()
+                idle.job = job
+                if idle.since < math.inf:
+                    idle.since = time.monotonic()
             busy = {w.pipe: w for w in crew if w.job is not None}
             if not busy:
                 return
             now = time.monotonic()
             patience = min(timeout - (now - w.since) for w in busy.values())
-            for pipe in wait(list(busy), max(0.0, patience)):
+            for pipe in wait(list(busy), max(0.0, patience) if patience < math.inf else None):
                 worker = busy[pipe]  # type: ignore[index]
-                job, worker.job = worker.job, None
                 try:
                     result = worker.pipe.recv()
+                    if result == _READY:
+                        worker.since = time.monotonic()
+                        continue
+                    job, worker.job = worker.job, None
                 except (EOFError, ConnectionResetError):
+                    job, worker.job = worker.job, None
                     worker.process.join(5)
                     code = worker.process.exitcode
                     dismiss(worker)
@@ -169,6 +179,15 @@ def _remote(name: str, work: Callable[[Any], Any], job: Any) -> Any:  # noqa: AN
     return _attempt(_work.setdefault(name, work), job)
 
 
+def require_dask() -> None:
+    """Raises `InputError` where Dask is not installed."""
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError(
+            "extra",
+            "--scheduler needs Dask, which is not installed: pip install 'bio_diffusion[cluster]'",
+        )
+
+
 def run_dask(
     work: Callable[[Job], Any], jobs: Iterator[Job], address: str, name: str
 ) -> Outcomes[Job]:
@@ -183,13 +202,9 @@ def run_dask(
     Raises:
         InputError: Dask is not installed, or no scheduler answers.
     """
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise InputError(
-            "extra",
-            "--scheduler needs Dask, which is not installed: pip install 'bio_diffusion[cluster]'",
-        ) from None
+    require_dask()
+    from distributed import Client, as_completed
+
     try:
         client = Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError):

@@ -172,7 +172,7 @@ class Docker:
         """
         chosen = Settings(**settings)
         place = choose_device(device)
-        source, name = load_source(checkpoint, place)
+        source, name = load_source(checkpoint, place, chosen.steps, chosen.schedule)
         return cls(chosen, source, name, place)
 
     def prepare(self, protein: str | Path | Receptor | PreparedReceptor) -> PreparedReceptor:

@@ -49,7 +49,7 @@ class Session:
     device: str
     settings: Settings
     _docker: Docker | None = None
-    _prepared: dict[str, Any] = field(default_factory=dict)
+    _prepared: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @property
     def docker(self) -> Docker:
@@ -62,14 +62,14 @@ class Session:
 
     def __call__(self, job: Job) -> dict[str, Any]:
         """The journal record of a job: rows and SDF, or code and reason of a failure."""
-        text = job.receptor.pdb
-        if text not in self._prepared:
+        name = job.receptor.name, job.receptor.pdb
+        if name not in self._prepared:
             while len(self._prepared) >= _OPEN_TARGETS:
                 self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[text] = self.docker.prepare(job.receptor)
+            self._prepared[name] = self.docker.prepare(job.receptor)
         try:
             docked = self.docker.dock_one(
-                self._prepared[text], job.ligand, job.sites, job.reference
+                self._prepared[name], job.ligand, job.sites, job.reference
             )
         except InputError as error:
             return {"failure": [error.code, str(error)]}

@@ -12,18 +12,14 @@ from typing import Any, Self
 
 from .files import InputError, one_line
 
-__all__ = ["Progress", "keep_trace", "logging_to"]
+__all__ = ["Progress", "keep_trace", "logging_into", "logging_to"]
 
 log = logging.getLogger("bio_diffusion.dock")
 
 
 @contextmanager
-def logging_to(file: str | None, quiet: bool) -> Iterator[None]:
-    """Warnings and errors to stderr, progress to stdout unless quiet, everything to the file.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+def logging_to(quiet: bool) -> Iterator[None]:
+    """Warnings and errors to stderr, progress to stdout unless quiet."""
     errors = logging.StreamHandler(sys.stderr)
     errors.setLevel(logging.ERROR if quiet else logging.WARNING)
     handlers: list[logging.Handler] = [errors]
@@ -31,34 +27,38 @@ def logging_to(file: str | None, quiet: bool) -> Iterator[None]:
         told = logging.StreamHandler(sys.stdout)
         told.addFilter(lambda record: record.levelno == logging.INFO)
         handlers.append(told)
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    for handler in handlers:
-        log.addHandler(handler)
     try:
-        if file:
-            handlers.append(_file_handler(file))
-            log.addHandler(handlers[-1])
+        for handler in handlers:
+            log.addHandler(handler)
         yield
     finally:
         for handler in handlers:
             log.removeHandler(handler)
-            handler.close()
         log.level, log.propagate = before
 
 
-def _file_handler(file: str) -> logging.Handler:
+@contextmanager
+def logging_into(file: str) -> Iterator[None]:
+    """Everything, tracebacks too, into a file as well.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     try:
         handler = logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
-        # nothing listens to the log yet but stderr, which is where this line goes
         reason = f"{one_line(file)}: cannot be written: {error.strerror}"
         raise InputError("log_file", reason) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    return handler
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def keep_trace(trace: str, file: str | None, folder: Path | None = None) -> str:

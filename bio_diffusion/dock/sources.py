@@ -25,6 +25,9 @@ from .physics import Vina
 from .pose import Pose
 from .search import random_poses
 
+SHIPPED = Path(__file__).parents[1] / "weights" / "dock.safetensors"
+"""The trained model that comes with the package."""
+
 __all__ = [
     "PoseSource",
     "PreparedLigand",
@@ -155,7 +158,8 @@ class PriorPoses:
         center, size = (torch.as_tensor(v, dtype=torch.float32) for v in (site.center, site.size))
         # the centroid keeps off the walls by half of a small ligand
         room = (size - 4.0).clamp(min=0.0)
-        return random_poses(ligand.conformers, ligand.graph.tree, center, room, generator, count)
+        template = Pose(ligand.conformers, ligand.graph.tree)
+        return random_poses(template, center, room, count, generator)
 
 
 def choose_device(device: str) -> str:
@@ -173,16 +177,29 @@ def choose_device(device: str) -> str:
     return device
 
 
-def load_source(checkpoint: str | Path | None, device: str) -> tuple[PoseSource, str]:
-    """The source of start poses and the name of its trained model.
+def load_source(
+    checkpoint: str | Path | None, device: str, steps: int, schedule: str
+) -> tuple[PoseSource, str]:
+    """The source of start poses, and the name of its model for the results.
 
     Args:
-        checkpoint: A file, or None for what ships.
+        checkpoint: A trained model, or None for the one that ships; without any, poses are random.
         device: `cpu` or `cuda`.
+        steps: Calls of the network from noise to pose.
+        schedule: Of the times of those calls.
 
     Raises:
-        InputError: The checkpoint cannot be used.
+        InputError: The schedule does not exist or does not fit the model.
+        CheckpointError: The file cannot be used.
     """
-    if checkpoint is not None:
-        raise InputError("checkpoint", f"{checkpoint}: this build docks without a trained network")
-    return PriorPoses(), "none"
+    path = Path(checkpoint) if checkpoint is not None else SHIPPED
+    if checkpoint is None and not path.is_file():
+        return PriorPoses(), "none"
+    from bio_diffusion.diffusion.schedule import Curve
+
+    from .network import NetworkPoses, load_model
+
+    place = torch.device(device)
+    model, loaded = load_model(path, place)
+    curve = Curve.from_dict(loaded.grid) if loaded.grid else None
+    return NetworkPoses(model, curve, steps, schedule, place), f"{path.stem}-{loaded.sha256[:12]}"

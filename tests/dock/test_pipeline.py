@@ -1,0 +1,202 @@
+"""Docking from Python: what the steps promise, and how their parts fit together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+
+from bio_diffusion.dock.complex import (
+    Failure,
+    InputError,
+    Ligand,
+    read_ligands,
+    read_receptor,
+    site_from_center,
+    site_from_ligand,
+)
+from bio_diffusion.dock.pipeline import Docker, Settings, ligand_seed, reference_pose
+from bio_diffusion.dock.sites import PocketFinder
+from bio_diffusion.dock.sources import PreparedLigand, PreparedReceptor, PriorPoses
+
+DEMO = Path(__file__).parents[2] / "data/demo"
+TINY = {"starts": 4, "rounds": 1, "evaluations": 6, "refine": 8, "conformers": 2, "num_poses": 3}
+
+
+@pytest.fixture(scope="module")
+def receptor():
+    return PreparedReceptor.of(read_receptor(DEMO / "protein.pdb"))
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    return next(read_ligands([DEMO / "ligand.sdf"]))
+
+
+@pytest.fixture(scope="module")
+def site():
+    return site_from_ligand(DEMO / "ligand.sdf")
+
+
+def ligand(smiles, name="x"):
+    return replace(next(read_ligands([smiles])), id=name)
+
+
+@pytest.fixture(scope="module")
+def docked(receptor, site):
+    (found,) = Docker.load(**TINY).dock(receptor, [ligand("Oc1ccccc1CC(N)=O")], site)
+    return found
+
+
+def test_poses_keep_bonds_and_stay_in_the_box(docked, site):
+    assert docked.coords.shape == (len(docked.rows), docked.ligand.mol.GetNumAtoms(), 3)
+    start = PreparedLigand.of(docked.ligand, 2, 1).conformers[0].numpy()
+    for bond in docked.ligand.mol.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        length = np.linalg.norm(docked.coords[:, i] - docked.coords[:, j], axis=-1)
+        # torsions leave bonds alone; two conformers of one molecule differ by less than 0.1 Å
+        assert np.abs(length - np.linalg.norm(start[i] - start[j])).max() < 0.1
+    assert site.distance(docked.coords.mean(1)).max() < 1.0
+
+
+def test_poses_differ_and_are_ranked_valid_first_then_by_energy(docked):
+    order = [(not row["valid"], row["energy"]) for row in docked.rows]
+    assert order == sorted(order)
+    assert [row["rank"] for row in docked.rows] == list(range(1, len(order) + 1))
+    for i in range(len(docked.coords)):
+        for j in range(i):
+            gap = np.sqrt(((docked.coords[i] - docked.coords[j]) ** 2).sum(-1).mean())
+            assert gap >= Settings().spread
+
+
+def test_the_records_read_back_as_the_molecule(docked):
+    blocks = docked.sdf.split("$$$$\n")[:-1]
+    assert len(blocks) == len(docked.rows)
+    for block, xyz in zip(blocks, docked.coords, strict=True):
+        mol = Chem.MolFromMolBlock(block)
+        assert Chem.MolToSmiles(mol) == Chem.MolToSmiles(docked.ligand.mol)
+        # a MOL block holds four decimals
+        assert np.abs(mol.GetConformer().GetPositions() - xyz).max() <= 0.51e-4
+
+
+def test_a_molecule_has_the_same_poses_in_any_company_and_under_any_name(receptor, site):
+    docker = Docker.load(**TINY)
+    several = [ligand("CCO", "a"), ligand("c1ccccc1F", "b"), ligand("CCO", "c")]
+    first, _, third = docker.dock(receptor, several, site)
+    (alone,) = docker.dock(DEMO / "protein.pdb", [ligand("CCO", "d")], site)
+    assert np.array_equal(first.coords, third.coords)
+    assert np.array_equal(first.coords, alone.coords)
+    assert ligand_seed(several[0], 0) != ligand_seed(several[0], 1)
+    assert torch.get_num_threads() >= 1
+
+
+def test_docking_leaves_the_number_of_threads_alone(receptor, site):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(Docker.load(**TINY).dock(receptor, [ligand("CCO")], site))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_minimisation_poses_are_as_proposed(receptor, site):
+    docker = Docker.load(**{**TINY, "minimize": False, "spread": 0.0})
+    (found,) = docker.dock(receptor, [ligand("CCO")], site)
+    same = PreparedLigand.of(found.ligand, 2, ligand_seed(found.ligand, 0))
+    generator = torch.Generator().manual_seed(ligand_seed(found.ligand, 0))
+    proposed = PriorPoses().poses(receptor, same, site, 4, generator).coords.numpy()
+    for pose in found.coords:
+        assert (np.abs(proposed - pose).max((1, 2)) == 0).any()
+
+
+def test_redocking_finds_the_crystal_pose(receptor, crystal, site):
+    """With the default effort; three seeds of three gave 0.6 Å, half the effort fails."""
+    docker = Docker.load(num_poses=3)
+    (found,) = docker.dock(receptor, [crystal], site)
+    assert found.rows[0]["rmsd"] < 2.0 and found.rows[0]["energy"] < -9.0
+    assert found.rows[0]["valid"]
+
+
+def test_a_bad_ligand_is_a_failure_and_the_next_is_docked(receptor, site):
+    items = [Failure("bad", "parse", "no"), ligand("CCO")]
+    bad, good = Docker.load(**TINY).dock(receptor, items, site)
+    assert bad is items[0] and good.rows
+
+
+def test_a_site_away_or_a_bad_setting_is_refused(receptor):
+    far = site_from_center([500, 0, 0])
+    with pytest.raises(InputError, match="away"):
+        list(Docker.load().dock(receptor, "CCO", far))
+    with pytest.raises(InputError, match="starts is 0"):
+        Docker.load(starts=0)
+    with pytest.raises(InputError, match="tpu"):
+        Docker.load(device="tpu")
+
+
+def test_the_reference_follows_the_atom_order_of_the_ligand(crystal, receptor):
+    shuffle = np.random.default_rng(0).permutation(crystal.mol.GetNumAtoms()).tolist()
+    shuffled = Ligand("s", Chem.RenumberAtoms(crystal.mol, shuffle), None, "")
+    pose = reference_pose(shuffled, receptor.receptor, crystal)
+    mol, xyz = shuffled.mol, crystal.crystal
+    for bond in mol.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        assert np.linalg.norm(pose[i] - pose[j]) < 1.9
+    assert sorted(map(tuple, pose)) == sorted(map(tuple, xyz))
+    assert reference_pose(ligand("CCO"), receptor.receptor, crystal) is None
+
+
+def test_own_coordinates_count_as_crystal_pose_only_inside_the_protein(crystal, receptor):
+    inside = reference_pose(crystal, receptor.receptor)
+    assert np.array_equal(inside, crystal.crystal)
+    away = replace(crystal, crystal=crystal.crystal + 100.0)
+    assert reference_pose(away, receptor.receptor) is None
+    through = replace(crystal, crystal=receptor.receptor.coords[:26].astype(float))
+    assert reference_pose(through, receptor.receptor) is None
+
+
+def test_prior_poses_are_uniform_in_the_box(receptor, site):
+    small = PreparedLigand.of(ligand("CCO"), 1, 0)
+    poses = PriorPoses().poses(receptor, small, site, 4000, torch.Generator().manual_seed(0))
+    place = (poses.coords.mean(1).numpy() - site.center) / (site.size - 4.0)
+    assert np.abs(place).max() <= 0.5 + 1e-3
+    # uniform on [-1/2, 1/2]: mean 0, variance 1/12; four standard errors of 4000 draws
+    assert np.abs(place.mean(0)).max() < 4 * np.sqrt(1 / 12 / 4000)
+    assert np.abs(place.var(0) - 1 / 12).max() < 4 * np.sqrt(1 / 180 / 4000)
+
+
+def test_the_pocket_finder_finds_a_hollow_and_no_site_on_a_plane(receptor):
+    rng = np.random.default_rng(0)
+    ball = rng.normal(size=(4000, 3))
+    ball *= (12 * rng.random(4000) ** (1 / 3) / np.linalg.norm(ball, axis=1))[:, None]
+    hollow = np.array([6.0, 0.0, 0.0])
+    shell = ball[np.linalg.norm(ball - hollow, axis=1) > 5.5].astype(np.float32)
+    found = PocketFinder().propose(_atoms(receptor.receptor, shell), 3)
+    assert np.linalg.norm(found[0].site.center - hollow) < 2.0
+    plane = np.stack(np.meshgrid(np.arange(30.0), np.arange(30.0), [0.0]), -1).reshape(-1, 3)
+    assert PocketFinder().propose(_atoms(receptor.receptor, plane), 3) == []
+
+
+def _atoms(receptor, coords):
+    """A receptor of carbon atoms at the given places, all in one residue."""
+    return replace(
+        receptor,
+        coords=np.asarray(coords, dtype=np.float32),
+        elements=("C",) * len(coords),
+        atom_names=("CB",) * len(coords),
+        residue_index=np.zeros(len(coords), dtype=int),
+        residue_names=("ALA",),
+        residue_ids=("A:1",),
+        hetero=np.zeros(len(coords), dtype=bool),
+    )
+
+
+def test_blind_sites_repeat_are_apart_and_include_the_real_one(receptor, crystal):
+    first, second = (PocketFinder().propose(receptor.receptor, 5) for _ in range(2))
+    centers = np.array([pocket.site.center for pocket in first])
+    assert np.array_equal(centers, [pocket.site.center for pocket in second])
+    gaps = np.linalg.norm(centers[:, None] - centers, axis=-1) + 99 * np.eye(len(centers))
+    assert gaps.min() >= PocketFinder().apart
+    assert np.linalg.norm(centers - crystal.crystal.mean(0), axis=1).min() < 4.0
