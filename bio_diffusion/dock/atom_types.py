@@ -92,15 +92,18 @@ def active_torsions(mol: Chem.Mol) -> float:
     return count
 
 
-# Heavy-atom names of the amino acids whose nitrogen or oxygen carries a hydrogen, or none.
-_SIDE_NITROGEN = {
-    ("HIS", "ND1"): (True, False), ("HIS", "NE2"): (False, True), ("LYS", "NZ"): (True, False),
-}  # fmt: skip
+# Amino acids are typed by name, as at pH 7.4 with histidine's hydrogen on ND1; other groups by
+# the lengths of their bonds.
+_AMINO_ACIDS = frozenset(
+    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
+)
 _HYDROXYL = {("SER", "OG"), ("THR", "OG1"), ("TYR", "OH")}
+_ALCOHOL = 1.36  # Å: a C-O bond longer than this, to an oxygen with no other bond, is a hydroxyl
+_AZA = 1.355  # Å: mean of the two bonds of an aromatic nitrogen, below which it has no hydrogen
+_NONMETALS = frozenset("C N O".split()) | frozenset(_OF_ELEMENT)
 _COVALENT = {"C": 0.77, "N": 0.75, "O": 0.73, "P": 1.06, "S": 1.02, "SE": 1.02, "F": 0.71,
              "CL": 0.99, "BR": 1.14, "I": 1.33, "SI": 1.11, "B": 0.84, "MG": 1.30, "MN": 1.39,
              "ZN": 1.31, "CA": 1.74, "FE": 1.25}  # fmt: skip
-_METALS = {"MG", "MN", "ZN", "CA", "FE"}
 _METAL_RADIUS = 1.75
 _ALLOWANCE = 1.1  # two atoms are bonded below this times the sum of their covalent radii
 
@@ -114,21 +117,35 @@ def receptor_types(
 ) -> np.ndarray:
     """Kind of each receptor atom, (A,) int64, from heavy atoms alone (see `receptor.Receptor`)."""
     symbols = [e.upper() for e in elements]
-    bonded = _bonded(np.asarray(coords, dtype=np.float64), symbols)
+    coords = np.asarray(coords, dtype=np.float64)
+    bonded = _bonded(coords, symbols)
     kinds = np.empty(len(symbols), dtype=np.int64)
     for i, symbol in enumerate(symbols):
-        around = bonded[i]
-        place = (residue_names[residue_index[i]], atom_names[i])
+        residue, name = residue_names[residue_index[i]], atom_names[i]
+        covalent = [j for j in bonded[i] if symbols[j] in _NONMETALS]
+        lengths = np.linalg.norm(coords[covalent] - coords[i], axis=1)
+        on_metal = len(covalent) < len(bonded[i])
         if symbol == "C":
-            kinds[i] = _KIND["C_P" if any(symbols[j] != "C" for j in around) else "C_H"]
+            kinds[i] = _KIND["C_P" if any(symbols[j] != "C" for j in bonded[i]) else "C_H"]
+        elif symbol == "N" and (len(covalent) > 2 or on_metal or residue == "PRO"):
+            kinds[i] = _KIND["N_P"]
         elif symbol == "N":
-            kinds[i] = _nitrogen(sum(symbols[j] not in _METALS for j in around) < 3, False)
+            if residue == "HIS" and name == "NE2":
+                donor = False
+            elif residue in _AMINO_ACIDS or name == "N" or len(covalent) < 2:
+                donor = True
+            else:
+                donor = bool(lengths.mean() > _AZA)
+            kinds[i] = _nitrogen(donor, not donor)
         elif symbol == "O":
-            kinds[i] = _KIND["O_DA" if place in _HYDROXYL else "O_A"]
+            if residue in _AMINO_ACIDS:
+                donor = (residue, name) in _HYDROXYL
+            else:
+                alone = len(covalent) == 1 and not on_metal and symbols[covalent[0]] == "C"
+                donor = alone and bool(lengths[0] > _ALCOHOL)
+            kinds[i] = _KIND["O_DA" if donor else "O_A"]
         else:
             kinds[i] = _KIND[_OF_ELEMENT.get(symbol, "metal")]
-        if place in _SIDE_NITROGEN:
-            kinds[i] = _nitrogen(*_SIDE_NITROGEN[place])
     return kinds
 
 

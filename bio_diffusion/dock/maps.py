@@ -9,13 +9,15 @@ Shapes: B poses, N ligand atoms, A receptor atoms, K kinds of ligand atom, (X, Y
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from bio_diffusion.dock.physics import CUTOFF, pair_energy, pair_tables
+from bio_diffusion.dock.physics import CUTOFF, Vina, pair_energy, pair_tables
 
-__all__ = ["MapField", "SiteMaps"]
+__all__ = ["MapField", "SiteMaps", "mapped"]
 
 _BINS = 32  # a square Å; the energy of a pair is tabulated on the square of its distance
 _BLOCK = 8  # nodes along the edge of the blocks in which maps are built
@@ -39,7 +41,7 @@ class SiteMaps:
         receptor_types: Tensor,
         center: Tensor,
         size: Tensor,
-        spacing: float = 0.4,
+        spacing: float = 0.375,
     ) -> None:
         self.spacing = spacing
         # Two nodes of margin for the spline, and a little for atoms that lean on the walls.
@@ -137,6 +139,11 @@ class MapField:
         gradient *= (place == held) * self._scale
         energy = (value * weight[:, 0]).sum(0)
         return energy.view(batch, count), gradient.T.reshape(coords.shape)
+
+
+def mapped(vina: Vina, maps: SiteMaps) -> Vina:
+    """The same energy, with what the receptor does read off `maps`."""
+    return replace(vina, field=MapField(maps, vina.types))
 
 
 def _cubic(t: Tensor) -> tuple[Tensor, Tensor]:

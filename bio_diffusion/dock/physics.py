@@ -226,8 +226,7 @@ class Vina:
         tables = [table[i, j, None] for table in pair_tables(self.types, self.types)]
         # Row p of the incidence has +1 at i and -1 at j: differences and forces are products.
         incidence = torch.zeros(len(i), len(self.types), device=self.types.device)
-        incidence[torch.arange(len(i)), i] = 1.0
-        incidence[torch.arange(len(i)), j] = -1.0
+        incidence.scatter_(1, i[:, None], 1.0).scatter_(1, j[:, None], -1.0)
         object.__setattr__(self, "_intra", (*tables, incidence))
 
     @classmethod

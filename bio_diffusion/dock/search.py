@@ -16,18 +16,19 @@ and the exchange between chains are ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bio_diffusion.dock.maps import SiteMaps, mapped
 from bio_diffusion.dock.physics import Vina
 from bio_diffusion.dock.pose import Pose, TorsionTree, rotation_matrix
 
-__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "minimize", "random_poses"]
+__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "minimize", "random_poses", "search"]
 
 _ARMIJO = 1e-4
-_STIFFNESS = 10.0  # kcal/mol/Å^2 an atom: sets the first step only
+_STIFFNESS = 1.0  # kcal/mol/Å^2 an atom: scales the first step only
 _LONGEST = 1.0  # Å or rad: no freedom moves further in one step
 
 
@@ -209,25 +210,19 @@ def minimize(pose: Pose, vina: Vina, evaluations: int = 100, tolerance: float = 
 
 
 def random_poses(
-    template: Tensor,
-    tree: TorsionTree,
-    center: Tensor,
-    size: Tensor,
-    generator: torch.Generator,
-    count: int,
+    template: Pose, center: Tensor, size: Tensor, count: int, generator: torch.Generator
 ) -> Pose:
-    """Uniform placements in a box: position, orientation and torsions.
+    """Uniform placements in a box: centroid, orientation and torsions.
 
     Args:
-        template: (K, N, 3) Å, conformers to use in turn; rings keep their shapes.
-        tree: the rotatable bonds.
+        template: K conformers to use in turn; rings keep the shapes they have there.
         center: (3,) Å of the box.
         size: (3,) Å, edge lengths.
-        generator: random numbers.
         count: poses.
+        generator: random numbers.
     """
-    coords = template[torch.arange(count, device=template.device) % len(template)]
-    device = coords.device
+    tree, device = template.tree, template.coords.device
+    coords = template.coords[torch.arange(count, device=device) % len(template)]
     angles = (torch.rand(count, len(tree), generator=generator, device=device) * 2 - 1) * math.pi
     where = (torch.rand(count, 3, generator=generator, device=device) - 0.5) * size + center
     step = torch.cat([torch.zeros(count, 6, device=device), angles], 1)
@@ -325,15 +320,40 @@ def anneal(
 
 def distinct(found: Minimized, count: int, apart: float = 1.0) -> Minimized:
     """The lowest poses of which no two are closer than `apart` Å (RMSD over atoms in order)."""
-    coords, order = found.pose.coords, found.energy.argsort().tolist()
-    kept: list[int] = []
-    for i in order:
-        if len(kept) == count:
-            break
-        if kept:
-            gap = (coords[kept] - coords[i]).square().sum(-1).mean(-1).min()
-            if float(gap) < apart**2:
-                continue
-        kept.append(i)
-    index = torch.tensor(kept, device=coords.device)
+    coords, left = found.pose.coords, found.energy.argsort()
+    kept: list[Tensor] = []
+    while len(left) and len(kept) < count:
+        lowest, left = left[0], left[1:]
+        kept.append(lowest)
+        gap = (coords[left] - coords[lowest]).square().sum(-1).mean(-1)
+        left = left[gap >= apart**2]
+    index = torch.stack(kept)
     return Minimized(found.pose[index], found.energy[index], found.evaluations)
+
+
+def search(
+    start: Pose,
+    vina: Vina,
+    maps: SiteMaps,
+    generator: torch.Generator,
+    count: int = 10,
+    rounds: int = 20,
+    evaluations: int = 25,
+    refine: int = 60,
+) -> Minimized:
+    """The best distinct poses that chains from `start` find: `anneal` on maps, then exact descent.
+
+    Args:
+        start: one chain from each pose, of a network or of `random_poses`.
+        vina: the exact energy, which has the last word.
+        maps: of the same receptor and box; share them between ligands.
+        generator: random numbers.
+        count: poses wanted; fewer come back where fewer are distinct.
+        rounds: mutations of each chain.
+        evaluations: of each descent on maps.
+        refine: of the last, exact descent.
+    """
+    found = anneal(start, mapped(vina, maps), generator, rounds, evaluations)
+    # Descent may merge neighbours: take twice as many as are wanted.
+    last = minimize(distinct(found, 2 * count).pose, vina, refine)
+    return distinct(replace(last, evaluations=found.evaluations + last.evaluations), count)
