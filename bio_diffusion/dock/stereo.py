@@ -32,7 +32,7 @@ class Stereo:
     """The specified stereochemistry of a molecule, as signs that coordinates must have.
 
     Attributes:
-        centers: (C, 4) long, a centre and its first three neighbours.
+        centers: (C, 4) long, a centre and three neighbours; every three of four heavy ones.
         handedness: (C,) +1 or -1, the sign of the triple product of the three bond vectors.
         doubles: (D, 4) long, atoms a-i=j-b of a double bond.
         sides: (D,) +1 where a and b lie on one side (cis), -1 where not (trans).
@@ -61,8 +61,9 @@ class Stereo:
             sign = signs.get(atom.GetChiralTag())
             if sign is not None and atom.GetDegree() >= 3:
                 around = [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
-                centers.append((atom.GetIdx(), *around[:3]))
-                handedness.append(sign)
+                for parity, triple in _triples(around):
+                    centers.append((atom.GetIdx(), *triple))
+                    handedness.append(sign * parity)
         for bond in mol.GetBonds():
             side = sides.get(bond.GetStereo())
             if side is not None and len(bond.GetStereoAtoms()) == 2:
@@ -106,7 +107,7 @@ class StereoLayers:
         for element in possible:
             around = [int(i) for i in element.controllingAtoms if i < mol.GetNumAtoms()]
             if element.type == Chem.StereoType.Atom_Tetrahedral:
-                centers.append((int(element.centeredOn), *around[:3]))
+                centers += [(int(element.centeredOn), *triple) for _, triple in _triples(around)]
             elif element.type == Chem.StereoType.Bond_Double:
                 bond = mol.GetBondWithIdx(int(element.centeredOn))
                 i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
@@ -178,6 +179,18 @@ def _neutral(mol: Chem.Mol) -> Chem.Mol:
     except Chem.AtomValenceException:
         return bare
     return neutral
+
+
+def _triples(around: list[int]) -> list[tuple[float, tuple[int, ...]]]:
+    """The triples of three or four neighbours, with the sign of each relative to the first.
+
+    About a tetrahedral centre all four say the same; when one neighbour has moved to the wrong
+    side, the triple without it still looks right.
+    """
+    if len(around) != 4:
+        return [(1.0, tuple(around[:3]))]
+    a, b, c, d = around
+    return [(1.0, (a, b, c)), (-1.0, (a, b, d)), (1.0, (a, c, d)), (-1.0, (b, c, d))]
 
 
 def _volumes(coords: np.ndarray, centers: np.ndarray) -> np.ndarray:
