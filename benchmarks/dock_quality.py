@@ -1,10 +1,12 @@
 """Redocking quality: the diffusion network, its ablations and physics alone, on the same complexes.
 
-Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yaml``; the key
-``checkpoint`` chooses the source of start poses: a model file, ``shipped`` (the default), or
-``none`` for random poses in the box, which then go through the same search, minimisation and
-ranking. The box of a known site is that of AutoDock Vina's rows: the crystal ligand plus 4 Å a side
-and at least 15 Å an edge. Ligands start from RDKit conformers, never from crystal coordinates.
+Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yaml``. The key
+``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
+poses in the box go through the same search and minimisation and are ranked by energy.
+``start=random`` keeps the model's judgement of poses but starts from random ones; ``judgement=0``
+keeps its starts but ranks by energy. The box of a known site is that of AutoDock Vina's rows: the
+crystal ligand plus 4 Å a side and at least 15 Å an edge. Ligands start from RDKit conformers, never
+from crystal coordinates.
 
     python benchmarks/dock_quality.py run --data DATA/val --manifest manifest.csv --split val \
         --variant network --variant random:checkpoint=none --out val.csv
@@ -32,7 +34,8 @@ from vina_baseline import chosen, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import mcnemar, rate
-from bio_diffusion.dock.pipeline import Docked, Docker
+from bio_diffusion.dock.pipeline import Docked, Docker, Settings
+from bio_diffusion.dock.sources import PriorPoses
 
 COLUMNS = (
     "id", "split", "part", "site", "variant", "seed", "rank", "energy", "rmsd", "valid",
@@ -63,6 +66,25 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
+class RandomStarts(PriorPoses):
+    """Random start poses, judged by another source."""
+
+    def __init__(self, judge: Any) -> None:
+        self.surprise = judge.surprise
+
+
+def load(settings: dict[str, Any], seed: int) -> Docker:
+    """The docker that a variant names."""
+    settings = dict(settings)
+    path, start = settings.pop("checkpoint", None), settings.pop("start", "network")
+    if path == "none":
+        return Docker(Settings(seed=seed, **settings))
+    docker = Docker.load(path, "cpu", seed=seed, **settings)
+    if start == "random":
+        docker.source = RandomStarts(docker.source)
+    return docker
+
+
 def redock(docker: Docker, folder: Path, site: str) -> Docked:
     """Dock ``folder/ligand.sdf`` into ``folder/protein.pdb``, at its site or blind."""
     receptor = docker.prepare(read_receptor(folder / "protein.pdb"))
@@ -85,13 +107,11 @@ def run(args: argparse.Namespace) -> int:
     done = set()
     if args.out.exists():
         done = {(r["id"], r["site"], r["variant"], r["seed"]) for r in read([args.out])}
-    dockers = []
-    for text in args.variant:
-        name, settings = parse_variant(text)
-        path = settings.pop("checkpoint", "shipped")
-        for seed in args.docking_seed:
-            loaded = Docker.load(None if path == "shipped" else path, "cpu", seed=seed, **settings)
-            dockers.append((name, seed, loaded))
+    dockers = [
+        (name, seed, load(settings, seed))
+        for name, settings in map(parse_variant, args.variant)
+        for seed in args.docking_seed
+    ]
     for number, (key, split, part) in enumerate(chosen(args)):
         for name, seed, docker in dockers:
             if (key, args.site, name, str(seed)) in done:

@@ -1,7 +1,7 @@
 """From a protein and ligands to ranked poses: the steps of docking in their order.
 
     conformers -> start poses (a `PoseSource`) -> physics: search, minimise -> energy
-               -> the best that differ -> validity -> rank
+               -> the best that differ -> validity, the source's judgement -> rank
 
 The receptor is read, typed and featurised once, and shared by all ligands and poses. Random numbers
 of a ligand come from a generator seeded by the run's seed and the molecule itself, and all tensors
@@ -9,7 +9,7 @@ of a ligand are computed on one thread, so that its poses do not depend on which
 are, in what order, or by how many workers they are docked.
 
 Ranking: poses that pass all checks come before those that fail one; within each of the two groups
-by confidence where there is a model for it, else by energy.
+by `score`, the energy plus what the trained network adds for poses that it finds unlikely.
 
 Shapes: B poses, N ligand atoms, K conformers, A receptor atoms. Coordinates in Å, energies in
 kcal/mol.
@@ -36,6 +36,7 @@ import bio_diffusion
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
 from .maps import MapField
 from .metrics import symmetric_rmsd
+from .pose import Pose
 from .results import sd_record
 from .search import anneal, distinct, minimize
 from .sites import PocketFinder, SiteProposer
@@ -76,6 +77,8 @@ class Settings:
     evaluations: int = 25
     refine: int = 100
     spread: float = 1.0
+    judged: int = 20
+    judgement: float = 50.0
     sites: int = 3
     site_size: float = 22.5
 
@@ -90,6 +93,8 @@ class Settings:
             ("evaluations", 2),
             ("refine", 1),
             ("spread", 0.0),
+            ("judged", 1),
+            ("judgement", 0.0),
             ("sites", 1),
             ("site_size", 5.0),
         ):
@@ -274,13 +279,15 @@ class Docker:
             self._at(receptor, prepared, site, number, generator)
             for number, site in enumerate(sites, start=1)
         ]
-        # twice as many as wanted, so that sound poses can take the place of unsound ones
-        pool = _Pool.join(found).distinct(2 * wanted.num_poses, wanted.spread)
+        # more than wanted, so that sound and likely poses can take the place of others
+        count = max(wanted.judged, wanted.num_poses)
+        pool = _Pool.join(found).distinct(count, wanted.spread)
         energy = pool.affinity(prepared.torsions)
+        score = self._scores(receptor, prepared, sites, pool, energy)
         coords = pool.coords.numpy()
         checks = Validator(ligand.mol, receptor.receptor).check(coords)
         failed = [[name for name, ok in checks.items() if not ok[i]] for i in range(len(coords))]
-        order = sorted(range(len(coords)), key=lambda i: (bool(failed[i]), energy[i]))
+        order = sorted(range(len(coords)), key=lambda i: (bool(failed[i]), score[i]))
         order = order[: wanted.num_poses]
         rmsd: list[float | None] = [None] * len(coords)
         if reference is not None:
@@ -291,6 +298,7 @@ class Docker:
                 "rank": rank,
                 "confidence": None,
                 "energy": round(energy[i], 3),
+                "score": round(score[i], 3),
                 "valid": not failed[i],
                 "rmsd": rmsd[i],
                 "seed": wanted.seed,
@@ -307,6 +315,25 @@ class Docker:
             notes.append(f"only {len(rows)} poses differ by {wanted.spread:g} Å or more")
         seconds = time.perf_counter() - began
         return Docked(ligand, coords[order], rows, seconds, reference, tuple(notes))
+
+    def _scores(
+        self,
+        receptor: PreparedReceptor,
+        ligand: PreparedLigand,
+        sites: Sequence[Site],
+        pool: _Pool,
+        energy: Sequence[float],
+    ) -> list[float]:
+        """What ranks poses: their energy, and a charge where the source finds them unlikely."""
+        surprise = torch.zeros(len(pool.coords))
+        if self.settings.judgement:
+            for number, site in enumerate(sites, start=1):
+                here = pool.site == number
+                if bool(here.any()):
+                    poses = Pose(pool.coords[here], ligand.graph.tree)
+                    surprise[here] = self.source.surprise(receptor, ligand, site, poses)
+        charge = (self.settings.judgement * surprise).tolist()
+        return [e + c for e, c in zip(energy, charge, strict=True)]
 
     def _at(
         self,

@@ -36,7 +36,7 @@ _NOTED = 1000  # ligands whose notes go into the summary
 
 SD_FIELDS = (
     "ligand_id", "rank", "confidence", "energy", "valid", "rmsd", "seed", "checkpoint", "version",
-    "failed_checks", "protein", "site",
+    "failed_checks", "score", "protein", "site",
 )  # fmt: skip
 COLUMNS = (*SD_FIELDS, "seconds")
 

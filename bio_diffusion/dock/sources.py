@@ -141,6 +141,12 @@ class PoseSource(Protocol):
         """`count` poses of the ligand at the site."""
         ...
 
+    def surprise(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        """(B,) how unlikely the source finds each pose; zeros where it has no opinion."""
+        ...
+
 
 class PriorPoses:
     """Poses without knowledge: uniform place in the box, rotation and torsions."""
@@ -160,6 +166,11 @@ class PriorPoses:
         room = (size - 4.0).clamp(min=0.0)
         template = Pose(ligand.conformers, ligand.graph.tree)
         return random_poses(template, center, room, count, generator)
+
+    def surprise(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        return torch.zeros(len(pose))
 
 
 def choose_device(device: str) -> str:
