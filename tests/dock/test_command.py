@@ -457,19 +457,3 @@ def test_a_protein_without_a_ligand_gets_probes(tmp_path):
     rows = table(out / "results.csv")
     assert len({row["ligand_id"] for row in rows}) == 8
     assert all(row["ligand_id"].startswith("probe_") and not row["rmsd"] for row in rows)
-
-
-def test_every_pool_job_has_one_outcome_even_if_workers_die():
-    jobs = iter([2, -1, 3, -9, 4])
-    found = {o.job: o.result for o in parallel.run_pool(_work, jobs, 2, 6.0)}
-    assert {k: v for k, v in found.items() if k > 0} == {2: 4, 3: 9, 4: 16}
-    assert found[-1].code == "crash" and "SIGKILL" in found[-1].reason
-    assert found[-9].code == "timeout"
-
-
-def _work(number):
-    if number == -1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == -9:
-        time.sleep(60)
-    return number * number

@@ -1,0 +1,42 @@
+"""The pool of processes: every job has one outcome, whatever happens to its worker."""
+
+import os
+import signal
+import time
+
+from bio_diffusion.dock.parallel import Crash, run_here, run_pool
+
+
+def work(number):
+    if number == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == -2:
+        time.sleep(60)
+    if number == -3:
+        raise MemoryError
+    return number * number
+
+
+def test_every_job_has_one_outcome_even_if_workers_die():
+    jobs = iter([2, -1, 3, -2, 4, -3, 5])
+    outcomes = list(run_pool(work, jobs, 2, 3.0))
+    found = {outcome.job: outcome.result for outcome in outcomes}
+    assert len(outcomes) == len(found) == 7
+    assert {job: result for job, result in found.items() if job > 0} == {2: 4, 3: 9, 4: 16, 5: 25}
+    assert found[-1].code == "crash" and "SIGKILL" in found[-1].reason
+    assert found[-2].code == "timeout" and found[-3].code == "memory"
+
+
+def test_jobs_are_drawn_only_when_a_worker_is_free():
+    drawn = []
+    jobs = (drawn.append(i) or i for i in range(100))
+    outcomes = run_pool(work, jobs, 2, 30.0)
+    next(outcomes)
+    assert len(drawn) <= 3
+    outcomes.close()  # leaves no process behind
+
+
+def test_a_fault_is_an_outcome_with_its_traceback():
+    (outcome,) = run_here(lambda job: job["missing"], iter([{}]))
+    assert isinstance(outcome.result, Crash) and outcome.result.code == "fault"
+    assert "KeyError" in outcome.result.reason and "Traceback" in outcome.result.trace
