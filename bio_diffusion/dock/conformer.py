@@ -13,6 +13,7 @@ improved by Levenberg-Marquardt on the aligned RMSD, whose Jacobian is closed-fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ from bio_diffusion.dock.stereo import Stereo
 __all__ = ["ConformerError", "conformers", "match_torsions", "matched_conformer"]
 
 TIME_LIMIT = 30
-"""Seconds after which one attempt to embed a ligand is given up."""
+"""Seconds after which an attempt to embed is given up, and no other one follows a success."""
 
 _LARGE = 80  # heavy atoms from which the eigenvalue start of the embedding fails more than it helps
 _RELAX_ITERATIONS = 80
@@ -81,13 +82,14 @@ def conformers(mol: Chem.Mol, count: int, seed: int) -> np.ndarray:
     except (RuntimeError, ValueError) as error:
         raise ConformerError(f"hydrogens cannot be added: {error}") from None
     found: list[np.ndarray] = []
+    deadline = time.monotonic() + TIME_LIMIT
     for attempt in _attempts(len(heavy), seed):
         # RDKit reports each failed force-field typing and embedding on stderr; failure is told here
         with rdBase.BlockLogs():
             batch = _embed(full, count - len(found), attempt)
         batch = batch[:, heavy]
         found.extend(batch[stereo.kept(batch)])
-        if len(found) >= count:
+        if len(found) >= count or (found and time.monotonic() > deadline):
             break
     if not found:
         raise ConformerError(
@@ -122,14 +124,15 @@ def _embed(full: Chem.Mol, count: int, parameters: rdDistGeom.EmbedParameters) -
     """Embeds and relaxes (K', N + hydrogens, 3), K' <= count, perhaps 0."""
     mol = Chem.Mol(full)
     try:
-        ids = list(rdDistGeom.EmbedMultipleConfs(mol, count, parameters))
+        # not the numbers it returns, which may name conformers that were given up for lack of time
+        rdDistGeom.EmbedMultipleConfs(mol, count, parameters)
     except (RuntimeError, ValueError):
-        ids = []
-    if not ids:
+        mol.RemoveAllConformers()
+    if mol.GetNumConformers() == 0:
         return np.zeros((0, mol.GetNumAtoms(), 3))
-    embedded = np.stack([mol.GetConformer(i).GetPositions() for i in ids])
+    embedded = np.stack([conformer.GetPositions() for conformer in mol.GetConformers()])
     _relax(mol)
-    relaxed = np.stack([mol.GetConformer(i).GetPositions() for i in ids])
+    relaxed = np.stack([conformer.GetPositions() for conformer in mol.GetConformers()])
     # a relaxation that ran away keeps its start
     sane = np.isfinite(relaxed).all((1, 2)) & (np.abs(relaxed - embedded).max((1, 2)) < 20.0)
     return np.where(sane[:, None, None], relaxed, embedded)

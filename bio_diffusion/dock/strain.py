@@ -88,7 +88,8 @@ class Strain:
         parameters.useRandomCoords = True
         parameters.numThreads = 1
         parameters.timeout = _TIME_LIMIT
-        if not list(rdDistGeom.EmbedMultipleConfs(mol, count, parameters)):
+        rdDistGeom.EmbedMultipleConfs(mol, count, parameters)
+        if mol.GetNumConformers() == 0:
             raise ValueError("no relaxed conformer to compare the internal energy with")
         relaxed = rdForceFieldHelpers.UFFOptimizeMoleculeConfs(mol, numThreads=1)
         return float(np.mean([energy for _, energy in relaxed]))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from rdkit import Chem
-from rdkit.Chem import AllChem, rdMolAlign
+from rdkit.Chem import AllChem, rdDistGeom, rdMolAlign
 
+from bio_diffusion.dock import conformer
 from bio_diffusion.dock.conformer import ConformerError, conformers, matched_conformer
 from bio_diffusion.dock.featurize import torsion_tree
 from bio_diffusion.dock.pose import align, twist
@@ -101,6 +102,20 @@ def test_impossible_stereo_is_one_clear_line():
     assert len(messages) == 1
     assert "\n" not in str(messages[0]) and "stereochemistry" in str(messages[0])
     assert messages[0].code == "conformer"
+
+
+def test_fewer_conformers_than_asked_are_repeated(monkeypatch):
+    """RDKit, out of time, returns numbers of conformers that it does not hold."""
+    embed = rdDistGeom.EmbedMultipleConfs
+
+    def hurried(mol, count, parameters):
+        return [*embed(mol, 2, parameters), *range(2, count)]
+
+    monkeypatch.setattr(rdDistGeom, "EmbedMultipleConfs", hurried)
+    monkeypatch.setattr(conformer, "TIME_LIMIT", 0)
+    coords = conformers(Chem.MolFromSmiles("CCCCO"), 5, seed=0)
+    assert coords.shape == (5, 5, 3)
+    assert np.array_equal(coords[:2], coords[2:4]) and not np.array_equal(coords[0], coords[1])
 
 
 def test_wrong_inputs_are_refused():
