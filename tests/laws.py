@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bio_diffusion.diffusion import schedule
-from bio_diffusion.diffusion.process import Bridge, tangent_map
+from bio_diffusion.diffusion.bridge import Bridge
+from bio_diffusion.diffusion.process import tangent_map
 from bio_diffusion.diffusion.sampling import sample
 
 LENGTHS = [

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.noise import Noise
 from bio_diffusion.diffusion.process import (
-    Bridge,
     Brownian,
     Noised,
     Normal,

@@ -88,7 +88,7 @@ class _Tabulated(Kernel):
     The table holds log(sigma^2 E[score^2] + tiny) at even steps of log sigma, in float64.
     """
 
-    _log_sigma = torch.linspace(math.log(1e-3), math.log(8.0), 1024, dtype=torch.float64)
+    _low, _high, _count = math.log(1e-3), math.log(8.0), 1024
     _table: Tensor
 
     def __init__(self) -> None:
@@ -101,11 +101,11 @@ class _Tabulated(Kernel):
 
     def mean_square(self, sigma: Tensor) -> Tensor:
         if not len(self._table):
-            levels = self._log_sigma.exp()
+            levels = torch.linspace(self._low, self._high, self._count, dtype=torch.float64).exp()
             self._table = (levels**2 * self._integrate_square(levels)).clamp(min=1e-300).log()
         if self._table.device != sigma.device:
             self._table = self._table.to(sigma.device)
-        low, high = float(self._log_sigma[0]), float(self._log_sigma[-1])
+        low, high = self._low, self._high
         place = (sigma.double().log().clamp(low, high) - low) * (
             (len(self._table) - 1) / (high - low)
         )
@@ -243,7 +243,9 @@ class SO3(_Tabulated):
         return (q[..., 1:] * (angle / sine.clamp(min=1e-12))).to(torch.get_default_dtype())
 
     def _integrate_square(self, sigma: Tensor) -> Tensor:
-        w = (12 * sigma).clamp(max=math.pi)[:, None] * torch.linspace(0, 1, 161).double()
+        w = (12 * sigma).clamp(max=math.pi)[:, None] * torch.linspace(
+            0, 1, 161, dtype=torch.float64
+        )
         log_f, slope = self._log_density_and_slope(w, sigma[:, None])
         return _trapezium_mean(slope**2, torch.exp(log_f) * (1 - torch.cos(w))) / 3
 
@@ -284,7 +286,9 @@ class Torus(_Tabulated):
         return wrap(u.double())[..., None] + turns, broadcast(sigma**2, u.double())[..., None]
 
     def _integrate_square(self, sigma: Tensor) -> Tensor:
-        u = (12 * sigma).clamp(max=math.pi)[:, None] * torch.linspace(-1, 1, 161).double()
+        u = (12 * sigma).clamp(max=math.pi)[:, None] * torch.linspace(
+            -1, 1, 161, dtype=torch.float64
+        )
         return _trapezium_mean(self.score(u, sigma) ** 2, self.log_density(u, sigma).exp())
 
 

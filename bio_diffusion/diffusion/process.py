@@ -17,8 +17,8 @@ factors:
     score = grad log p_t(y_t)            on R^d: (E[y_0 | y_t] - y_t) / sigma_t^2
 
 where (+) adds on R^d and moves along the tangent on a manifold. Everything that tensors and poses
-have in common follows from that line: the Brownian bridge back (`Bridge`), the probability flow
-(`Brownian.flow`), correctors and lengths. The clock stops at a small sigma_0 > 0 in some
+have in common follows from that line: the Brownian bridge back (`bridge.Bridge`), the probability
+flow (`Brownian.flow`), correctors and lengths. The clock stops at a small sigma_0 > 0 in some
 processes; a step *to* ``s = 0`` always means the data themselves, so it lands on the denoised
 state and adds no noise.
 
@@ -44,11 +44,9 @@ Tangent: TypeAlias = Any  # Tensor (B, *) or Mapping[str, Tensor]
 Source: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 __all__ = [
-    "Bridge",
     "Brownian",
     "Denoiser",
     "Guidance",
-    "LowTemperature",
     "Noised",
     "Normal",
     "Prediction",
@@ -261,69 +259,6 @@ class Process(nn.Module, ABC):
     def reframe(self, x_t: State, t: Tensor, s: Tensor) -> State:
         """The same point of the unscaled frame, written as a state of time s."""
         return x_t
-
-
-class Bridge:
-    """The Brownian bridge from y_t towards y_0, stopped at s.
-
-        y_s = y_t (+) drift * score + sqrt(variance) * noise
-        variance = eta^2 (sigma_t^2 - sigma_s^2) sigma_s^2 / sigma_t^2
-        drift    = sigma_t^2 - sigma_t sqrt(sigma_s^2 - variance)
-
-    eta = 1 is the posterior q(y_s | y_t, y_0) (ancestral, DDPM), with drift sigma_t^2 - sigma_s^2.
-    eta = 0 draws nothing and is an Euler step of the probability flow in sigma (DDIM).
-    Every eta keeps the marginal law of y_s when the score is exact for a single x_0.
-
-    Source: Ho et al. 2020, Eq. 7; Song, Meng & Ermon 2021, Eq. 12 and 16, in the unscaled frame.
-    """
-
-    def __init__(self, eta: float = 1.0) -> None:
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(
-                f"eta must lie in [0, 1] (0 = deterministic, 1 = ancestral), got {eta}"
-            )
-        self.eta = eta
-
-    def __call__(self, sigma_t: Tensor, sigma_s: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift and variance, each (B,), from the noise levels at both ends, each (B,)."""
-        variance = self.eta**2 * (sigma_t**2 - sigma_s**2).clamp(min=0) * (sigma_s / sigma_t) ** 2
-        return sigma_t**2 - sigma_t * (sigma_s**2 - variance).clamp(min=0).sqrt(), variance
-
-
-class LowTemperature(Bridge):
-    """A bridge whose samples crowd around the modes: more drift at high noise, and added stirring.
-
-        lam      = (sigma_data + sigma_t) / (sigma_data + sigma_t / T)
-        drift    = (sigma_t^2 - sigma_s^2) (lam + T psi / 2)
-        variance = (sigma_t^2 - sigma_s^2) sigma_s^2 / sigma_t^2 (1 + psi)
-
-    T is an *inverse* temperature: lam tends to T at high noise and to 1 at low noise. T = 1 and
-    psi = 0 give the ancestral bridge back.
-
-    Args:
-        inverse_temperature: T >= 1 sharpens.
-        psi: strength of the added Langevin motion, >= 0.
-        sigma_data: the scale of the data in the units of the factor; where lam turns from T to 1.
-
-    Source: Ingraham et al. 2023, supplement (low-temperature sampling); used per factor by Corso
-        et al. 2024.
-        There the noise is sqrt(sigma_t^2 - sigma_s^2); here it is the bridge's, which ends in no
-        noise.
-    """
-
-    def __init__(self, inverse_temperature: float, psi: float, sigma_data: float) -> None:
-        super().__init__(eta=1.0)
-        if inverse_temperature <= 0 or psi < 0 or sigma_data <= 0:
-            raise ValueError(
-                "want inverse_temperature > 0, psi >= 0, sigma_data > 0, "
-                f"got {inverse_temperature}, {psi}, {sigma_data}"
-            )
-        self.inverse_temperature, self.psi, self.sigma_data = inverse_temperature, psi, sigma_data
-
-    def __call__(self, sigma_t: Tensor, sigma_s: Tensor) -> tuple[Tensor, Tensor]:
-        drift, variance = super().__call__(sigma_t, sigma_s)
-        lam = (self.sigma_data + sigma_t) / (self.sigma_data + sigma_t / self.inverse_temperature)
-        return drift * (lam + self.inverse_temperature * self.psi / 2), variance * (1 + self.psi)
 
 
 class Brownian(Process):

@@ -23,9 +23,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.kernels import R3, SO3, Euclidean, Kernel, Torus
 from bio_diffusion.diffusion.process import (
-    Bridge,
     Brownian,
     Noised,
     Source,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion, Preconditioned
 from bio_diffusion.diffusion.noise import EDM, VE, VP, Cosine, LogLinear
-from bio_diffusion.diffusion.process import Bridge
 
 SCHEDULES = [VP(), Cosine(), LogLinear(), VE(), EDM()]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bio_diffusion.diffusion.process import Bridge
+from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.sampling import Heun, Langevin, Reverse
 from tests import laws
 from tests.toys import WORLDS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bio_diffusion.diffusion.process import Bridge, LowTemperature
+from bio_diffusion.diffusion.bridge import Bridge, LowTemperature
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 
 
@@ -108,8 +108,12 @@ def test_low_temperature_contains_the_ancestral_bridge_and_sharpens():
     plain, same = Bridge()(a, b), LowTemperature(1.0, 0.0, 0.5)(a, b)
     torch.testing.assert_close(plain, same)
     assert float(LowTemperature(4.0, 0.0, 0.5)(a, b)[0]) > float(plain[0])
-    far = LowTemperature(4.0, 0.0, 0.5)(1e4 * a, 1e4 * b)[0] / Bridge()(1e4 * a, 1e4 * b)[0]
-    assert float(far) == pytest.approx(4, rel=1e-2)
+    far = [bridge(1e4 * a, 0.95e4 * a)[0] for bridge in (LowTemperature(4.0, 0.0, 0.5), Bridge())]
+    assert float(far[0] / far[1]) == pytest.approx(4, rel=1e-2)
+    # However eager, it lands on the denoised state and not beyond.
+    assert float(LowTemperature(9.0, 3.0, 0.5)(a, b)[0]) == float(a**2)
+    drift, variance = LowTemperature(9.0, 3.0, 0.5)(a, torch.zeros(1))
+    assert float(drift) == float(a**2) and float(variance) == 0
     with pytest.raises(ValueError, match="inverse_temperature"):
         LowTemperature(0.0, 0.0, 1.0)
 

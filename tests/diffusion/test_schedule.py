@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bio_diffusion.diffusion import schedule
+from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.noise import EDM, VE, VP
-from bio_diffusion.diffusion.process import Bridge
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion
 from tests.toys import OnCylinder
 
