@@ -214,7 +214,7 @@ def run_dask(
     with client:
         shared = client.scatter(work, broadcast=True, hash=False)
         underway: dict[Any, Job] = {}
-        done = as_completed()
+        done = as_completed(loop=client.loop)
 
         def submit() -> bool:
             job = next(jobs, None)

@@ -71,7 +71,7 @@ class Settings:
     steps: int = 20
     schedule: str = "adaptive"
     minimize: bool = True
-    starts: int = 32
+    starts: int = 64
     conformers: int = 8
     rounds: int = 20
     evaluations: int = 25

@@ -183,6 +183,7 @@ def fixed(receptor: Receptor) -> Receptor:
             fixer.findMissingResidues()
             fixer.missingResidues = {}
             fixer.findMissingAtoms()
+            fixer.missingTerminals = {}  # the end of what was seen is not the end of the chain
             fixer.addMissingAtoms(seed=0)
             with path.open("w") as stream:
                 PDBFile.writeFile(fixer.topology, fixer.positions, stream, keepIds=True)
