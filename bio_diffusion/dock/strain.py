@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from rdkit.Chem.inchi import MolFromInchi, MolToInchi
 
 __all__ = ["Strain"]
 
@@ -36,8 +37,6 @@ class Strain:
     def __init__(self, mol: Chem.Mol) -> None:
         bare = Chem.Mol(mol)
         bare.RemoveAllConformers()
-        # as in the source, stereoisomers are not told apart
-        Chem.RemoveStereochemistry(bare)
         self._bare = bare
         with rdBase.BlockLogs():
             self.covered = rdForceFieldHelpers.UFFHasAllMoleculeParams(Chem.AddHs(bare))
@@ -82,7 +81,9 @@ class Strain:
 
     def _mean(self, count: int) -> float:
         """Mean energy of `count` relaxed conformers."""
-        mol = Chem.AddHs(self._bare)
+        # through the InChI, as in the source: it settles tautomers and charges
+        mol = MolFromInchi(MolToInchi(self._bare))
+        mol = Chem.AddHs(self._bare if mol is None else mol)
         parameters: Any = rdDistGeom.ETKDGv3()  # its stubs give every field the wrong type
         parameters.randomSeed = 42
         parameters.useRandomCoords = True
