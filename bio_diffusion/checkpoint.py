@@ -20,7 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,15 +321,45 @@ def _unpack(tree: Any, tensors: Mapping[str, Any]) -> Any:
     return {key: _unpack(value, tensors) for key, value in tree.items()}
 
 
+def export(path: str | Path, out: str | Path) -> str:
+    """Writes the averaged weights of a model alone, in half precision: the form that ships.
+
+    Of absolute paths in its settings the last part is kept: folders of one machine say nothing.
+
+    Returns:
+        The new file's sha256.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    loaded = load(path, header(path)["kind"])
+    config = _without_folders(loaded.config)
+    return save(out, replace(loaded, config=config, weights=loaded.best, ema=None), half=True)
+
+
+def _without_folders(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _without_folders(value) for key, value in tree.items()}
+    if isinstance(tree, str) and Path(tree).is_absolute():
+        return Path(tree).name
+    return tree
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bio_diffusion.checkpoint",
         description="Checks a checkpoint and prints its header.",
     )
     parser.add_argument("file", help="a checkpoint or training state")
-    path = parser.parse_args(arguments).file
+    parser.add_argument(
+        "--export", metavar="OUT", help="write its averaged weights alone, in half precision"
+    )
+    args = parser.parse_args(arguments)
     try:
-        print(json.dumps(header(path), indent=2))
+        if args.export:
+            print(f"{args.export} sha256 {export(args.file, args.export)}")
+        else:
+            print(json.dumps(header(args.file), indent=2))
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 2

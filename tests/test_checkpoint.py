@@ -249,3 +249,23 @@ def test_command_prints_the_header(saved, capsys):
     saved.write_bytes(b"nothing")
     assert ckpt.main([str(saved)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_export_keeps_the_averaged_weights_in_half_precision(tmp_path) -> None:
+    weights, ema = {"w": torch.randn(64, 64)}, {"w": torch.randn(64, 64)}
+    model = Checkpoint(
+        "dock",
+        {"a": {"train": "/x/y/set.safetensors", "name": "dock/disco"}},
+        weights,
+        ema,
+        grid={"g": [1.0]},
+        info={"b": 2},
+    )
+    ckpt.save(tmp_path / "run", model)
+    assert ckpt.main([str(tmp_path / "run"), "--export", str(tmp_path / "shipped")]) == 0
+    shipped = ckpt.load(tmp_path / "shipped", "dock")
+    # 11 bits of mantissa
+    torch.testing.assert_close(shipped.best["w"], ema["w"], rtol=2**-11, atol=1e-6)
+    assert shipped.config == {"a": {"train": "set.safetensors", "name": "dock/disco"}}
+    assert shipped.ema is None and shipped.grid == {"g": [1.0]} and shipped.info == {"b": 2}
+    assert (tmp_path / "shipped").stat().st_size < 0.3 * (tmp_path / "run").stat().st_size

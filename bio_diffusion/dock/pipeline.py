@@ -78,7 +78,7 @@ class Settings:
     refine: int = 100
     spread: float = 1.0
     judged: int = 20
-    judgement: float = 50.0
+    judgement: float = 10.0
     sites: int = 3
     site_size: float = 22.5
 
