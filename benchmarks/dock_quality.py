@@ -4,7 +4,8 @@ Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yam
 ``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
 poses in the box go through the same search and minimisation and are ranked by energy.
 ``start=random`` keeps the model's judgement of poses but starts from random ones; ``judgement=0``
-keeps its starts but ranks by energy. The box of a known site is that of AutoDock Vina's rows: the
+keeps its starts but ranks by energy; ``hetero=false`` takes metals and cofactors out of the
+receptor first. The box of a known site is that of AutoDock Vina's rows: the
 crystal ligand plus 4 Å a side and at least 15 Å an edge. Ligands start from RDKit conformers, never
 from crystal coordinates.
 
@@ -77,6 +78,7 @@ def load(settings: dict[str, Any], seed: int) -> Docker:
     """The docker that a variant names."""
     settings = dict(settings)
     path, start = settings.pop("checkpoint", None), settings.pop("start", "network")
+    settings.pop("hetero", None)  # of the receptor, not of the docker
     if path == "none":
         return Docker(Settings(seed=seed, **settings))
     docker = Docker.load(path, "cpu", seed=seed, **settings)
@@ -85,9 +87,12 @@ def load(settings: dict[str, Any], seed: int) -> Docker:
     return docker
 
 
-def redock(docker: Docker, folder: Path, site: str) -> Docked:
+def redock(docker: Docker, folder: Path, site: str, hetero: bool) -> Docked:
     """Dock ``folder/ligand.sdf`` into ``folder/protein.pdb``, at its site or blind."""
-    receptor = docker.prepare(read_receptor(folder / "protein.pdb"))
+    read = read_receptor(folder / "protein.pdb")
+    if not hetero:
+        read = read.select(np.unique(read.residue_index[~read.hetero]))
+    receptor = docker.prepare(read)
     ligand = next(iter(read_ligands([str(folder / "ligand.sdf")])))
     if not isinstance(ligand, Ligand):
         raise ValueError(ligand.reason)
@@ -108,19 +113,19 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         done = {(r["id"], r["site"], r["variant"], r["seed"]) for r in read([args.out])}
     dockers = [
-        (name, seed, load(settings, seed))
+        (name, seed, load(settings, seed), settings.get("hetero", True))
         for name, settings in map(parse_variant, args.variant)
         for seed in args.docking_seed
     ]
     for number, (key, split, part) in enumerate(chosen(args)):
-        for name, seed, docker in dockers:
+        for name, seed, docker, hetero in dockers:
             if (key, args.site, name, str(seed)) in done:
                 continue
             began = cpu_seconds()
             base = {"id": key, "split": split, "part": part, "site": args.site}
             base |= {"variant": name, "seed": seed}
             try:
-                rows: Sequence[Any] = redock(docker, args.data / key, args.site).rows
+                rows: Sequence[Any] = redock(docker, args.data / key, args.site, hetero).rows
             except ValueError as error:
                 rows = [{"failure": str(error)}]
             base["cpu_seconds"] = round(cpu_seconds() - began, 2)
