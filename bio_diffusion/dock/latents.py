@@ -110,6 +110,12 @@ class PointerPrior(nn.Module):
             for i in range(size.latents)
         )
 
+    def forward(self, z: Tensor, given: Complex) -> Tensor:
+        """Logits (B, m, R + N) of every latent given the ones before it in z (B, m, R + N)."""
+        nodes = self.nodes(given)
+        each = [self.logits(given, nodes, z[:, :i]) for i in range(z.shape[1])]
+        return torch.stack(each, 1)
+
     def nodes(self, given: Complex) -> tuple[Tensor, Tensor]:
         """Features (R + N, C) of all nodes and a summary (C,) of the ligand."""
         receptor = given.receptor

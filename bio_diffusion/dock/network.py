@@ -18,7 +18,7 @@ from torch import Tensor
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion import schedule as schedules
 from bio_diffusion.diffusion.guidance import EnergyGuidance
-from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
+from bio_diffusion.diffusion.latents import Latents, sample_prior
 from bio_diffusion.diffusion.likelihood import denoising_loss
 from bio_diffusion.diffusion.process import Guidance
 from bio_diffusion.diffusion.product import ProductDiffusion
@@ -185,21 +185,18 @@ class NetworkPoses:
         return self.model.score.pair(self._pockets[key], ligand.graph.to(self.device))
 
     def draw(self, given: Complex, count: int, generator: torch.Generator) -> Latents | None:
-        """Latents for `count` poses from the prior, one after the other; None without latents."""
-        prior = self.model.prior
-        if not self.model.score.size.latents:
+        """Latents (count, m, R + N) from the prior; hidden where none was fitted; None without any.
+
+        The nodes are those of the encoded pocket, so a known site restricts the first pointer.
+        """
+        m, prior = self.model.score.size.latents, self.model.prior
+        if not m:
             return None
-        total = len(given.receptor.graph.residue_type) + len(given.ligand_scalars)
-        z = given.ligand_scalars.new_zeros(count, 0, total)
-        hidden = torch.full((count,), prior is None, device=z.device)
-        if prior is None:
-            m = self.model.score.size.latents
-            return Latents(z.new_full((count, m, total), 1 / total), hidden)
-        nodes = prior.nodes(given)
-        for _ in range(prior.size.latents):
-            logits = prior.logits(given, nodes, z) / self.temperature
-            z = torch.cat([z, gumbel_softmax(logits[:, None], 1.0, True, generator)], 1)
-        return Latents(z, hidden)
+        nodes = len(given.receptor.graph.residue_type) + len(given.ligand_scalars)
+        z = given.ligand_scalars.new_full((count, m, nodes), 1 / nodes)
+        if prior is not None:
+            z = sample_prior(prior, z, given, self.temperature, generator=generator)
+        return Latents(z, torch.full((count,), prior is None, device=z.device))
 
     def site_shares(self, receptor: PreparedReceptor, ligand: PreparedLigand) -> Tensor:
         """(R,) the prior's probability that the ligand sits at each residue of the receptor.

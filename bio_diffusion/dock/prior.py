@@ -182,12 +182,8 @@ class PointerImitation(nn.Module):
     def forward(self, x_t: Pose, t: Tensor | None, cond: tuple[Lesson, Tensor]) -> list[Tensor]:
         """Log-probabilities (B, R + N) of each latent given the ones before it, and the targets."""
         lesson, z = cond
-        nodes = self.prior.nodes(lesson.given)
         self.target = lesson.target
-        return [
-            self.prior.logits(lesson.given, nodes, z[:, :i]).log_softmax(-1)
-            for i in range(z.shape[1])
-        ]
+        return list(self.prior(z, lesson.given).log_softmax(-1).unbind(1))
 
     def loss(self, prediction: Sequence[Tensor], noised: Noised, x_0: Pose, t: Tensor) -> Tensor:
         parts = self.parts(prediction, noised, x_0, t)

@@ -89,3 +89,14 @@ def test_untrained_encoder_points_evenly() -> None:
     p = fresh.point(given, networks.poses(graph)).softmax(-1)
     torch.testing.assert_close(p[0, :RESIDUES], torch.full((RESIDUES,), 1 / RESIDUES))
     torch.testing.assert_close(p[1], torch.full((RESIDUES + ATOMS,), 1 / (RESIDUES + ATOMS)))
+
+
+def test_all_logits_at_once_look_back_only(model: DockingModel, given: Complex) -> None:
+    torch.manual_seed(1)
+    z = torch.rand(2, 2, RESIDUES + ATOMS).softmax(-1)
+    logits = model.prior(z, given)
+    changed = z.clone()
+    changed[:, 1] = 1 / (RESIDUES + ATOMS)
+    torch.testing.assert_close(model.prior(changed, given), logits, rtol=0, atol=0)
+    changed[:, 0] = z[:, 1]
+    assert (model.prior(changed, given)[:, 1] - logits[:, 1]).abs().max() > 1e-4

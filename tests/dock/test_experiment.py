@@ -1,0 +1,125 @@
+"""Training on a tiny set: the loss falls, latents are used, and the prior learns to guess them."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bio_diffusion import checkpoint
+from bio_diffusion.config import ConfigError
+from bio_diffusion.diffusion.training import fit
+from bio_diffusion.dock.dataset import Example, write_compact
+from bio_diffusion.dock.experiment import Docking, find_data
+from bio_diffusion.dock.prepare import rotatable_bonds
+from bio_diffusion.dock.prior import PointerPriorFit
+from tests.dock import networks
+
+SIZE = asdict(replace(networks.SIZE, latents=2))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three complexes whose ligands sit in the middle of their receptors."""
+    examples = []
+    for seed in range(3):
+        graph, receptor = networks.ligand(7, seed), networks.receptor(12, seed)
+        pose = networks.poses(graph, 1, seed).coords[0]
+        pose = pose - pose.mean(0) + receptor.coords.mean(0)
+        examples.append(
+            Example(
+                id=f"c{seed}",
+                receptor=receptor,
+                ligand=graph,
+                rotatable=rotatable_bonds(graph),
+                crystal=pose,
+                conformers=pose[None],
+            )
+        )
+    path = tmp_path_factory.mktemp("set") / "tiny.safetensors"
+    write_compact(path, examples)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> tuple[Docking, list[float]]:
+    torch.manual_seed(0)
+    experiment = Docking(CPU, str(data), str(data), poses=6, lr=3e-3, size=SIZE)
+    steps = fit(
+        experiment.process,
+        experiment.denoiser,
+        experiment.batches(0, 0, 1),
+        experiment.optimizer,
+        condition=experiment.condition,
+        quantile=experiment.quantile,
+    )
+    return experiment, [next(steps).loss for _ in range(120)]
+
+
+def test_loss_falls(trained: tuple[Docking, list[float]]) -> None:
+    _, losses = trained
+    # a network that says nothing has loss 1 in expectation
+    assert sum(losses[-30:]) / 30 < 0.85 * sum(losses[:10]) / 10
+
+
+def test_evaluation_names_its_figures(trained: tuple[Docking, list[float]]) -> None:
+    experiment, _ = trained
+    with torch.no_grad():
+        figures = experiment.evaluate()
+        assert figures == experiment.evaluate()  # the same noise every time
+    for name in ("oracle", "shuffled", "null"):
+        thirds = [figures[f"{name}_t{i}"] for i in range(3)]
+        assert min(thirds) <= figures[name] <= max(thirds)
+    assert 0 <= figures["certainty_0"] <= 1
+
+
+def test_prior_learns_the_encoders_pointers(
+    trained: tuple[Docking, list[float]], data: Path, tmp_path: Path
+) -> None:
+    experiment, _ = trained
+    with torch.no_grad():  # an encoder that has made up its mind
+        for readout in (experiment.model.encoder.residue, experiment.model.encoder.atom):
+            readout[-1].weight.normal_(0, 20.0, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model.safetensors"
+    config = {"experiment": {"size": SIZE}}
+    checkpoint.save(path, checkpoint.Checkpoint("dock", config, experiment.module.state_dict()))
+    prior = PointerPriorFit(CPU, str(path), str(data), str(data), SIZE, lr=3e-3)
+    before = {k: v.clone() for k, v in prior.model.score.state_dict().items()}
+    with torch.no_grad():
+        first = prior.evaluate()
+    steps = fit(
+        prior.process,
+        prior.denoiser,
+        prior.batches(0, 0, 1),
+        prior.optimizer,
+        condition=prior.condition,
+    )
+    for _ in range(150):
+        next(steps)
+    with torch.no_grad():
+        last = prior.evaluate()
+    for where in ("pocket", "all"):
+        # cross-entropy can not pass below the entropy of what it imitates
+        assert last[f"{where}_nll_0"] > last[f"{where}_entropy_0"] - 1e-4
+        gap = first[f"{where}_nll_0"] - first[f"{where}_entropy_0"]
+        assert last[f"{where}_nll_0"] - last[f"{where}_entropy_0"] < 0.7 * gap
+    for name, value in prior.model.score.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} was trained with the prior"
+
+
+def test_prior_needs_a_model_with_latents_of_its_size(data: Path, tmp_path: Path) -> None:
+    plain = asdict(networks.SIZE)
+    experiment = Docking(CPU, str(data), str(data), size=plain)
+    path = tmp_path / "plain.safetensors"
+    config = {"experiment": {"size": plain}}
+    checkpoint.save(path, checkpoint.Checkpoint("dock", config, experiment.module.state_dict()))
+    with pytest.raises(ConfigError, match="size differs"):
+        PointerPriorFit(CPU, str(path), str(data), str(data), SIZE)
+    with pytest.raises(ConfigError, match="no latents"):
+        PointerPriorFit(CPU, str(path), str(data), str(data), plain)
+
+
+def test_missing_data_names_the_places() -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors: not here, in data/"):
+        find_data("nowhere.safetensors")
