@@ -61,8 +61,8 @@ def test_poses_keep_bonds_and_stay_in_the_box(docked, site):
     assert site.distance(docked.coords.mean(1)).max() < 1.0
 
 
-def test_poses_differ_and_are_ranked_valid_first_then_by_energy(docked):
-    order = [(not row["valid"], row["energy"]) for row in docked.rows]
+def test_poses_differ_and_are_ranked_valid_first_then_by_score(docked):
+    order = [(not row["valid"], row["score"]) for row in docked.rows]
     assert order == sorted(order)
     assert [row["rank"] for row in docked.rows] == list(range(1, len(order) + 1))
     for i in range(len(docked.coords)):
@@ -102,8 +102,23 @@ def test_docking_leaves_the_number_of_threads_alone(receptor, site):
         torch.set_num_threads(before)
 
 
+def test_without_a_model_the_score_is_the_energy(receptor, site):
+    (found,) = Docker(Settings(**TINY)).dock(receptor, [ligand("CCO")], site)
+    assert [row["score"] for row in found.rows] == [row["energy"] for row in found.rows]
+
+
+def test_the_model_charges_for_unlikely_poses(receptor, site):
+    (found,) = Docker.load(**TINY).dock(receptor, [ligand("CCO")], site)
+    (double,) = Docker.load(**TINY, judgement=20.0).dock(receptor, [ligand("CCO")], site)
+    charges = {row["energy"]: row["score"] - row["energy"] for row in found.rows}
+    assert all(charge > 0 for charge in charges.values())
+    for row in double.rows:
+        # both are printed to 0.001
+        assert abs(row["score"] - row["energy"] - 2 * charges[row["energy"]]) < 3e-3
+
+
 def test_without_minimisation_poses_are_as_proposed(receptor, site):
-    docker = Docker.load(**{**TINY, "minimize": False, "spread": 0.0})
+    docker = Docker(Settings(**{**TINY, "minimize": False, "spread": 0.0}))
     (found,) = docker.dock(receptor, [ligand("CCO")], site)
     same = PreparedLigand.of(found.ligand, 2, ligand_seed(found.ligand, 0))
     generator = torch.Generator().manual_seed(ligand_seed(found.ligand, 0))
