@@ -24,7 +24,7 @@ from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.score_model import Complex, ScoreModel, Size
 
-__all__ = ["Docking", "DockingModel", "docking_process", "find_data"]
+__all__ = ["Docking", "DockingModel", "docking_process", "find_data", "open_set"]
 
 Pocket = tuple[ReceptorGraph, LigandGraph]
 
@@ -60,14 +60,14 @@ class DockingModel(nn.Module):
 
 
 def find_data(name: str) -> Path:
-    """A data file by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
+    """A data file or folder by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
 
     Raises:
         FileNotFoundError: naming the places that were looked in.
     """
     roots = [Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))]
     for root in roots:
-        if (root / name).is_file():
+        if (root / name).exists():
             return root / name
     raise FileNotFoundError(
         f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; "
@@ -75,13 +75,41 @@ def find_data(name: str) -> Path:
     )
 
 
+def open_set(name: str, split: str) -> CompactSet:
+    """A compact file, or a folder of complexes, which is prepared when it is first used.
+
+    Args:
+        name: as for `find_data`. Beside a folder, ``<folder>.<split>.safetensors`` keeps what was
+            prepared; delete it when the folder has changed.
+        split: rows of the folder's manifest to take; without a manifest all complexes.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds no usable complex.
+    """
+    path = find_data(name)
+    if not path.is_dir():
+        return CompactSet(path)
+    prepared = path.with_name(f"{path.name}.{split}.safetensors")
+    if not prepared.exists():
+        from bio_diffusion.dock import prepare  # reads molecules, which the rest here does not
+
+        words = ["--data", str(path), "--out", str(prepared)]
+        if (path / "manifest.csv").exists():
+            words += ["--split", split]
+        prepare.main(words)
+        if not prepared.exists():
+            raise ValueError(f"{path}: no complex in it could be prepared")
+    return CompactSet(prepared)
+
+
 class Docking:
     """The experiment of score network and latent encoder (see `train.Experiment`).
 
     Args:
         device: where to train.
-        train: compact set to learn from.
-        val: compact set to evaluate on.
+        train: what to learn from, a compact set or a folder of complexes (see `open_set`).
+        val: what to evaluate on.
         poses: B, noised poses of one complex in a batch.
         lr: learning rate of AdamW.
         size: arguments of `Size`.
@@ -114,8 +142,8 @@ class Docking:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=lr, weight_decay=0.01)
         self.quantile = torch.sqrt  # Beta(2, 1): more often at high noise
         self.tau, self.hard, self.hide = tau, hard, hide
-        self._train = PoseBatches(CompactSet(find_data(train)), poses, seed)
-        self._val = PoseBatches(CompactSet(find_data(val)), poses, seed)
+        self._train = PoseBatches(open_set(train, "train"), poses, seed)
+        self._val = PoseBatches(open_set(val, "val"), poses, seed)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Pose, Pocket]]:
         for pose, (receptor, ligand) in self._train.batches(start, rank, world):

@@ -70,6 +70,7 @@ class Settings:
     seed: int = 0
     steps: int = 20
     schedule: str = "adaptive"
+    guidance: float = 0.0
     minimize: bool = True
     starts: int = 64
     conformers: int = 8
@@ -92,6 +93,7 @@ class Settings:
             ("rounds", 0),
             ("evaluations", 2),
             ("refine", 1),
+            ("guidance", 0.0),
             ("spread", 0.0),
             ("judged", 1),
             ("judgement", 0.0),
@@ -177,7 +179,9 @@ class Docker:
         """
         chosen = Settings(**settings)
         place = choose_device(device)
-        source, name = load_source(checkpoint, place, chosen.steps, chosen.schedule)
+        source, name = load_source(
+            checkpoint, place, chosen.steps, chosen.schedule, chosen.guidance
+        )
         return cls(chosen, source, name, place)
 
     def prepare(self, protein: str | Path | Receptor | PreparedReceptor) -> PreparedReceptor:

@@ -29,8 +29,8 @@ from bio_diffusion import checkpoint
 from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.latents import gumbel_softmax
 from bio_diffusion.diffusion.process import Noised
-from bio_diffusion.dock.dataset import CompactSet, Example, PoseBatches
-from bio_diffusion.dock.experiment import DockingModel, find_data
+from bio_diffusion.dock.dataset import Example, PoseBatches
+from bio_diffusion.dock.experiment import DockingModel, open_set
 from bio_diffusion.dock.latents import PointerPrior
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.score_model import Complex, Features, ReceptorFeatures, Size
@@ -95,7 +95,7 @@ class PointerPriorFit:
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=lr, weight_decay=weight_decay
         )
-        self._train, self._val = CompactSet(find_data(train)), CompactSet(find_data(val))
+        self._train, self._val = open_set(train, "train"), open_set(val, "val")
         self._lessons: dict[tuple[int, bool], Lesson] = {}
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Pose, Lesson]]:

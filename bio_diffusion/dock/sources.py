@@ -189,7 +189,11 @@ def choose_device(device: str) -> str:
 
 
 def load_source(
-    checkpoint: str | Path | None, device: str, steps: int, schedule: str
+    checkpoint: str | Path | None,
+    device: str,
+    steps: int,
+    schedule: str,
+    guidance: float = 0.0,
 ) -> tuple[PoseSource, str]:
     """The source of start poses, and the name of its model for the results.
 
@@ -198,6 +202,7 @@ def load_source(
         device: `cpu` or `cuda`.
         steps: Calls of the network from noise to pose.
         schedule: Of the times of those calls.
+        guidance: How strongly the energy steers them, see `NetworkPoses`.
 
     Raises:
         InputError: The schedule does not exist or does not fit the model.
@@ -213,4 +218,5 @@ def load_source(
     place = torch.device(device)
     model, loaded = load_model(path, place)
     curve = Curve.from_dict(loaded.grid) if loaded.grid else None
-    return NetworkPoses(model, curve, steps, schedule, place), f"{path.stem}-{loaded.sha256[:12]}"
+    source = NetworkPoses(model, curve, steps, schedule, place, guidance=guidance)
+    return source, f"{path.stem}-{loaded.sha256[:12]}"

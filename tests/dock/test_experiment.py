@@ -1,5 +1,6 @@
 """Training on a tiny set: the loss falls, latents are used, and the prior learns to guess them."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from bio_diffusion import checkpoint
 from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.dock.dataset import Example, write_compact
-from bio_diffusion.dock.experiment import Docking, find_data
+from bio_diffusion.dock.experiment import Docking, find_data, open_set
 from bio_diffusion.dock.prepare import rotatable_bonds
 from bio_diffusion.dock.prior import PointerPriorFit
 from tests.dock import networks
@@ -123,3 +124,24 @@ def test_prior_needs_a_model_with_latents_of_its_size(data: Path, tmp_path: Path
 def test_missing_data_names_the_places() -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.safetensors: not here, in data/"):
         find_data("nowhere.safetensors")
+
+
+def test_a_folder_trains_like_a_compact_set(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[2] / "data" / "demo"
+    for name in ("a", "b"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for file in ("protein.pdb", "ligand.sdf"):
+            shutil.copy(demo / file, tmp_path / "mine" / name / file)
+    (tmp_path / "mine" / "manifest.csv").write_text("id,split\na,train\nb,val\n")
+    assert [e.id for e in open_set(str(tmp_path / "mine"), "train")] == ["a"]
+    assert [e.id for e in open_set(str(tmp_path / "mine"), "val")] == ["b"]
+    kept = tmp_path / "mine.train.safetensors"
+    written = kept.stat().st_mtime_ns
+    assert len(open_set(str(tmp_path / "mine"), "train")) == 1
+    assert kept.stat().st_mtime_ns == written  # prepared once
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="no complex in it could be prepared"):
+        open_set(str(tmp_path / "mine"), "train")
