@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bio_diffusion import checkpoint as checkpoints
+from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.diffusion import schedule as schedules
 from bio_diffusion.diffusion.guidance import EnergyGuidance
 from bio_diffusion.diffusion.latents import Latents, sample_prior
@@ -51,10 +52,15 @@ def load_model(
         CheckpointError: the file is damaged or of another kind.
     """
     loaded = checkpoints.load(path, "dock")
-    size = Size(**loaded.config["experiment"]["size"])
     has_prior = any(name.startswith("prior.") for name in loaded.best)
-    model = DockingModel(size, PointerPrior(size) if has_prior else None)
-    loaded.into(model)
+    try:
+        size = Size(**loaded.config["experiment"]["size"])
+        model = DockingModel(size, PointerPrior(size) if has_prior else None)
+        loaded.into(model)
+    except (CheckpointError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: holds another network than this version's ({error}); train it anew"
+        ) from error
     return model.to(device).eval().requires_grad_(False), loaded
 
 

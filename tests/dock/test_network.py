@@ -128,3 +128,13 @@ def test_schedule_command_keeps_the_curve(
     assert printed == pytest.approx(times.tolist(), abs=1e-4)
     assert schedule.main(["fit", "--model", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_a_network_of_another_shape_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, 0, False)
+    loaded = checkpoint.load(path, "dock")
+    for size in ({**loaded.config["experiment"]["size"], "scalars": 16}, {"breadth": 3}):
+        changed = replace(loaded, config={"experiment": {"size": size}})
+        checkpoint.save(path, changed)
+        with pytest.raises(checkpoint.CheckpointError, match=f"^{path}: holds another network"):
+            load_model(path, torch.device("cpu"))
