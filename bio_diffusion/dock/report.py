@@ -38,7 +38,9 @@ TRIM = 12.0
 """Å around the embedded poses within which residues of the protein are shown."""
 
 _SHOWN_LIGANDS = 400  # ligands held in memory to choose poses from
-_HEADS = ("Ligand", "Rank", "Energy", "Confidence", "RMSD", "Valid", "Failed checks", "Site")
+_HEADS = (
+    "Ligand", "Rank", "Score", "Energy", "Confidence", "RMSD", "Valid", "Failed checks", "Site"
+)  # fmt: skip
 
 
 @dataclass
@@ -127,10 +129,11 @@ class Report:
 {_failures(failures)}
 <h2>Settings</h2>
 <div class="scroll"><table><tbody>{_settings(self.settings)}</tbody></table></div>
-<footer>Energy: AutoDock Vina's scoring function in kcal/mol, lower is better; an estimate for
-ranking, not a measured affinity. Confidence: probability of an RMSD below 2 Å, where a model for it
-is there. Valid: no failed check of geometry or clash. Viewer: 3Dmol.js 2.5.5 (BSD-3-Clause), in
-this file; nothing is loaded from a network.</footer>
+<footer>Score: what ranks the poses of one ligand, the energy plus a charge where the trained
+network finds a pose unlikely. Energy: AutoDock Vina's scoring function in kcal/mol, lower is
+better; an estimate, not a measured affinity. Confidence: probability of an RMSD below 2 Å, where a
+model for it is there. Valid: no failed check of geometry or clash. Viewer: 3Dmol.js
+2.5.5 (BSD-3-Clause), in this file; nothing is loaded from a network.</footer>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{scripts[0]}</script>
 <script>{scripts[1]}</script>
@@ -217,7 +220,7 @@ def _cells(row: Mapping[str, Any]) -> str:
     valid = '<span class="good">yes</span>' if row["valid"] else '<span class="bad">no</span>'
     confidence = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
     rmsd = "" if row["rmsd"] is None else f"{row['rmsd']:.2f}"
-    numbers = (row["rank"], f"{row['energy']:.2f}", confidence, rmsd)
+    numbers = (row["rank"], f"{row['score']:.2f}", f"{row['energy']:.2f}", confidence, rmsd)
     return (
         f"<td>{escape(str(row['ligand_id']))}</td>"
         + "".join(f'<td class="num">{value}</td>' for value in numbers)

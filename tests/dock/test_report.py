@@ -42,7 +42,8 @@ def molecule(receptor):
 
 def record(mol, name, protein="protein", poses=2, rmsd=1.5, **changes):
     row = {
-        "ligand_id": name, "confidence": None, "energy": -7.5, "valid": True, "rmsd": rmsd,
+        "ligand_id": name, "confidence": None, "energy": -7.5, "score": -7.5, "valid": True,
+        "rmsd": rmsd,
         "seed": 0, "checkpoint": "none", "version": "0", "failed_checks": "", "protein": protein,
         "site": 1, "seconds": 1.0,
     } | changes  # fmt: skip
