@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 _EPILOG = """\
 Words key=value override settings (names in configs/dock.yaml), such as starts=64.
@@ -26,9 +27,16 @@ Examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; needs nothing but the standard library."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="python -m bio_diffusion.dock",
         description="Docks ligands into a protein and writes ranked, checked poses.",
         epilog=_EPILOG,

@@ -85,6 +85,9 @@ class _Run:
         self.config = merge(compose("dock", options.overrides, options.config), flags)
         if options.workers is not None and options.workers < 1:
             raise InputError("setting", f"--workers is {options.workers}; it must be 1 or more")
+        timeout = self.config["timeout"]
+        if timeout is None or timeout <= 0:
+            raise InputError("setting", f"timeout is {timeout}; it must be more than 0")
         if options.scheduler:
             require_dask()
         self.session = Session(options.checkpoint, options.device, Settings.of(self.config))
@@ -154,7 +157,7 @@ class _Run:
         try:
             job = self.plan.job(item)
         except InputError as error:
-            self._fail(item.id, error.code, str(error))
+            self._fail(item.id, error.code, one_line(f"{item.source}: {error}", 400))
             return None
         if self.folder.reuse(item.id, job.key):
             self.reused += 1

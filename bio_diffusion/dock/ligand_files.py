@@ -112,14 +112,14 @@ def _finish(records: Iterator[_Record]) -> Iterator[Ligand | Failure]:
             name = f"{wished}_{repeats[wished]}"
         taken.add(name.lower())
         if record.failure:
-            yield Failure(name, record.failure[0], one_line(record.failure[1]))
+            yield Failure(name, record.failure[0], one_line(record.failure[1], 400))
             continue
         try:
             yield prepare(record.parse(), name, record.source, record.protein)
         except (Refused, InputError) as error:
             reason = str(error)
             lead = "" if reason.startswith(record.source) else f"{record.source}: "
-            yield Failure(name, error.code, one_line(lead + reason))
+            yield Failure(name, error.code, one_line(lead + reason, 400))
 
 
 def _kind(path: Path) -> str:
@@ -176,6 +176,9 @@ def reference_coords(path: Path) -> np.ndarray:
             raise InputError("flat", f"{name}: a drawing; give a ligand with coordinates in space")
         heavy = [atom.GetAtomicNum() > 1 for atom in mol.GetAtoms()]
         return mol.GetConformer().GetPositions()[heavy]
+    if _kind(path) in _SMI + _TABLE:
+        require_file(path)
+        raise InputError("flat", f"{name}: holds no coordinates; give a ligand in space, as SDF")
     groups = [g for g in read_groups(read_structure(path), Counter()) if g.kind != "water"]
     coords = np.concatenate([np.zeros((0, 3)), *(g.coords for g in groups)])
     if len(coords) == 0 or len(coords) > 4 * MAX_HEAVY_ATOMS:
@@ -374,7 +377,12 @@ def _table(path: Path, text: str) -> Iterator[_Record]:
     comma = next((c for c in ",\t;" if c in header), ",")
     rows = csv.reader(io.StringIO(text), delimiter=comma)
     columns: dict[str, int] = {}
-    for i, cell in enumerate(next((row for row in rows if any(row)), [])):
+    try:
+        titles = next((row for row in rows if any(row)), [])
+    except csv.Error as error:
+        reason = f"{one_line(path)}: the header line cannot be read: {error}; mend it"
+        raise InputError("columns", reason) from None
+    for i, cell in enumerate(titles):
         columns.setdefault(_COLUMNS.get(cell.strip().lower(), ""), i)
     if "smiles" not in columns and "path" not in columns:
         raise InputError(
@@ -395,19 +403,21 @@ _COLUMNS = {
 
 
 def _rows(path: Path, rows: Iterator[list[str]], columns: dict[str, int]) -> Iterator[_Record]:
-    number = 1
+    number, found = 1, False
     while True:
         number += 1
         try:
             row = next(rows)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
+            found = True
             reason = f"{one_line(path.name)} row {number}: {error}"
             yield _Record(f"{_stem(path)}_{number}", "", _nothing, None, ("parse", reason))
             continue
         if not any(cell.strip() for cell in row):
             continue
+        found = True
         cell = {key: row[i].strip() if i < len(row) else "" for key, i in columns.items()}
         name = cell.get("id") or f"{_stem(path)}_{number}"
         where = f"{one_line(path.name)} row {number}"
@@ -418,9 +428,15 @@ def _rows(path: Path, rows: Iterator[list[str]], columns: dict[str, int]) -> Ite
             continue
         for record in _file_records(_beside(path, file)):
             single = replace(record, name=name, source=f"{where}, {record.source}", protein=protein)
-            if smiles and not record.failure:
+            if record.failure:
+                code, reason = record.failure
+                single = replace(single, failure=(code, f"{where}: {reason}"))
+            elif smiles:
                 single = replace(single, parse=partial(_templated, record.parse, smiles))
             yield single
+    if not found:
+        failure = ("empty", f"{one_line(path.name)}: no rows below the header line")
+        yield _Record(_stem(path), one_line(path.name), _nothing, None, failure)
 
 
 def _templated(parse: Callable[[], Chem.Mol], smiles: str) -> Chem.Mol:

@@ -183,7 +183,10 @@ class NetworkPoses:
             center = torch.as_tensor(np.asarray(site.center), dtype=torch.float32)
             pocket, kept = receptor.graph.crop(center, radius)
             if not len(kept):
-                raise InputError("site", f"no protein within {radius:g} Å of the site's centre")
+                raise InputError(
+                    "site",
+                    f"no protein within {radius:g} Å of the site's centre; move it to the protein",
+                )
             self._pockets[key] = self.model.score.encode_receptor(pocket.to(self.device))
             while len(self._pockets) > _KEPT_POCKETS:
                 self._pockets.popitem(last=False)

@@ -84,6 +84,9 @@ class Settings:
     site_size: float = 22.5
 
     def __post_init__(self) -> None:
+        for setting in fields(self):  # a file or a word may say null
+            if getattr(self, setting.name) is None:
+                raise InputError("setting", f"{setting.name} is empty; give it a value")
         for name, low in (
             ("num_poses", 1),
             ("seed", 0),

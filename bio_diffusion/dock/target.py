@@ -130,7 +130,8 @@ def _target(
             crystal = crystal or first
             receptor = receptor.without(first.crystal)
     elif place.center is not None:
-        site = site_from_center(place.center, **({"size": place.size} if place.size else {}))
+        size = {} if place.size is None else {"size": place.size}
+        site = site_from_center(place.center, **size)
     elif place.residues is not None:
         site = site_from_residues(receptor, place.residues)
     elif taken_out is not None and taken_out.crystal is not None and not place.blind:

@@ -156,6 +156,11 @@ def test_a_bad_protein_ends_the_run_before_any_work(kind, tmp_path, capsys):
         (["strats=3"], "starts"),
         (["starts=many"], "starts"),
         (["_target_=os.system"], "_target_"),
+        (["starts=null"], "starts"),
+        (["minimize=null"], "minimize"),
+        (["timeout=null"], "timeout"),
+        (["timeout=-5"], "timeout"),
+        (["--center", "0", "0", "0", "--size", "0"], "between 1 and 500"),
         (["--log-file", "/nowhere/at/all.log"], "all.log"),
     ],
 )
@@ -165,6 +170,57 @@ def test_bad_usage_is_one_line_and_status_2(words, said, tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and said in told[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--steps", "x"], "--steps"),
+        (["--center", "1", "2"], "--center"),
+        ([*BOX, "--blind"], "--blind"),
+        (["--resume", "--overwrite"], "--overwrite"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_flags_that_do_not_parse_are_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--protein", str(PROTEIN), *words])
+    told = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len(told) == 1
+    assert said in told[0] and "--help" in told[0]
+
+
+def test_a_reference_without_coordinates_is_told_from_a_protein(library, tmp_path, capsys):
+    site = ["--autobox_ligand", str(library)]
+    assert dock(tmp_path / "out", "--ligand", "CCO", site=site) == 2
+    told = capsys.readouterr().err
+    assert "library.smi: holds no coordinates" in told and "ligand" in told
+
+
+def test_a_table_whose_header_cannot_be_read_ends_the_run(tmp_path, capsys):
+    file = tmp_path / "wide.csv"
+    file.write_text("id,smiles," + "x" * 200_000 + "\na,CCO\n")
+    assert dock(tmp_path / "out", "--ligands", file) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "wide.csv" in told[0] and "header" in told[0]
+
+
+def test_a_table_without_rows_is_no_success(tmp_path):
+    file = tmp_path / "bare.csv"
+    file.write_text("id,smiles\n\n")
+    assert dock(tmp_path / "out", "--ligands", file) == 3
+    (failed,) = table(tmp_path / "out/failures.csv")
+    assert failed["code"] == "empty" and "bare.csv" in failed["reason"]
+
+
+def test_a_file_that_a_row_names_is_told_with_its_row(tmp_path):
+    file = tmp_path / "l.csv"
+    deep = "/".join(["a_folder_of_a_long_name"] * 6) + "/nowhere.sdf"
+    file.write_text(f"id,path\na,{deep}\n")
+    assert dock(tmp_path / "out", "--ligands", file) == 3
+    (failed,) = table(tmp_path / "out/failures.csv")
+    assert failed["code"] == "missing"
+    assert failed["reason"] == f"l.csv row 2: {deep}: no such file; check the path"
 
 
 def test_missing_extras_are_named(tmp_path, capsys, monkeypatch):
@@ -420,6 +476,7 @@ def test_a_table_may_name_proteins(tmp_path):
     assert rows == {"a": "protein", "b": "sub_protein"}
     (failed,) = table(out / "failures.csv")
     assert failed["ligand_id"] == "c" and failed["code"] == "missing"
+    assert "l.csv row 4" in failed["reason"] and "sub/none.pdb" in failed["reason"]
 
 
 def hetatm(path):
