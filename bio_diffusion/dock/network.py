@@ -173,20 +173,16 @@ class NetworkPoses:
 
     def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:
         """The encoded pocket, kept for the next ligand, joined with the ligand."""
-        reach = max(crop_radius(coords) for coords in ligand.conformers)
+        center = torch.as_tensor(np.asarray(site.center), dtype=torch.float32)
+        gap = float((receptor.graph.coords - center).norm(dim=1).min())
+        reach = max(gap + 6.0, *(crop_radius(coords) for coords in ligand.conformers))
         radius = 2.0 * math.ceil(reach / 2.0)  # few different pockets, so that ligands share them
         if self._of is not receptor:
             self._pockets.clear()
             self._of = receptor
         key = (*map(float, site.center), radius)
         if key not in self._pockets:
-            center = torch.as_tensor(np.asarray(site.center), dtype=torch.float32)
-            pocket, kept = receptor.graph.crop(center, radius)
-            if not len(kept):
-                raise InputError(
-                    "site",
-                    f"no protein within {radius:g} Å of the site's centre; move it to the protein",
-                )
+            pocket, _ = receptor.graph.crop(center, radius)
             self._pockets[key] = self.model.score.encode_receptor(pocket.to(self.device))
             while len(self._pockets) > _KEPT_POCKETS:
                 self._pockets.popitem(last=False)

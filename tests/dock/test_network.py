@@ -138,3 +138,11 @@ def test_a_network_of_another_shape_is_refused(tmp_path: Path) -> None:
         checkpoint.save(path, changed)
         with pytest.raises(checkpoint.CheckpointError, match=f"^{path}: holds another network"):
             load_model(path, torch.device("cpu"))
+
+
+def test_a_site_away_from_the_surface_still_sees_protein(
+    source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand
+) -> None:
+    away = receptor.graph.coords.amax(0).numpy() + 10.0
+    given = source.complex(receptor, ligand, Site(away, np.full(3, 22.5), "test"))
+    assert len(given.receptor.graph.residue_type) > 0
