@@ -21,8 +21,9 @@ from bio_diffusion.diffusion.training import keyed_generator, stratified_times
 from bio_diffusion.dock.dataset import CompactSet, PoseBatches
 from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph
 from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
+from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import Complex, ScoreModel, Size
+from bio_diffusion.dock.score_model import Complex, ScoreModel
 
 __all__ = ["Docking", "DockingModel", "docking_process", "find_data", "open_set"]
 

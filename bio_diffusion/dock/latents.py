@@ -14,19 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bio_diffusion.dock.layers import Features, Message, Size, Update, edges_between, nearest
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import (
-    Complex,
-    Features,
-    Interaction,
-    Message,
-    PoseTrunk,
-    ReceptorEncoder,
-    Size,
-    Update,
-    edges_between,
-    nearest,
-)
+from bio_diffusion.dock.score_model import Complex, Interaction, PoseTrunk, ReceptorEncoder
 
 __all__ = ["PointerEncoder", "PointerPrior", "pointer_mask"]
 

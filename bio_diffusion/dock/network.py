@@ -29,8 +29,9 @@ from .complex import InputError, Site
 from .dataset import CompactSet, PoseBatches, crop_radius
 from .experiment import DockingModel, find_data
 from .latents import PointerPrior
+from .layers import Size
 from .pose import Pose
-from .score_model import Complex, ReceptorFeatures, ScoreModel, Senders, Size
+from .score_model import Complex, ReceptorFeatures, ScoreModel, Senders
 from .sources import PreparedLigand, PreparedReceptor
 
 __all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]

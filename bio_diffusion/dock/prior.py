@@ -32,8 +32,9 @@ from bio_diffusion.diffusion.process import Noised
 from bio_diffusion.dock.dataset import Example, PoseBatches
 from bio_diffusion.dock.experiment import DockingModel, open_set
 from bio_diffusion.dock.latents import PointerPrior
+from bio_diffusion.dock.layers import Features, Size
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import Complex, Features, ReceptorFeatures, Size
+from bio_diffusion.dock.score_model import Complex, ReceptorFeatures
 
 __all__ = ["PointerPriorFit", "Lesson"]
 

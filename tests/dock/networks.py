@@ -10,8 +10,8 @@ from bio_diffusion.dock.graph import (
     ReceptorGraph,
     residue_positions,
 )
+from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.pose import Pose, TorsionTree
-from bio_diffusion.dock.score_model import Size
 
 SIZE = Size(scalars=12, vectors=6, hidden=8, layers=2, neighbours=5, receptor_neighbours=4)
 

@@ -8,8 +8,9 @@ import torch
 from bio_diffusion.diffusion.latents import Latents
 from bio_diffusion.dock.experiment import DockingModel
 from bio_diffusion.dock.graph import ReceptorGraph
+from bio_diffusion.dock.layers import Features, Message, Neighbours
 from bio_diffusion.dock.pose import Pose, rotation_matrix
-from bio_diffusion.dock.score_model import Features, Message, Neighbours, ScoreModel
+from bio_diffusion.dock.score_model import ScoreModel
 from tests.dock import networks
 
 TURN = rotation_matrix(torch.tensor([0.4, -2.0, 0.9], dtype=torch.float64))
