@@ -9,8 +9,7 @@ full weight vector per edge (1,944 numbers in its small form) for a fully connec
 
 * *Depthwise products.* An edge weighs each channel of its sender once for every path, s -> s,
   V.r -> s, s r -> V, V -> V: `scalars + 3 vectors` numbers. Channels mix on nodes, where also the
-  second-order terms V.V -> s and V x V -> V are formed. There are fifty times fewer nodes than
-  edges.
+  second-order terms V.V -> s and V x V -> V are formed. A node has tens of edges.
 * *The receptor is encoded once.* Its atoms and residues send messages to the ligand and receive
   none, so their features depend on no pose, step or ligand. Given up: a receptor that responds.
 * *Nearest neighbours in dense tensors* (n, K) instead of ragged edge lists: sums over neighbours
