@@ -204,23 +204,6 @@ class NetworkPoses:
             z = sample_prior(prior, z, given, self.temperature, generator=generator)
         return Latents(z, torch.full((count,), prior is None, device=z.device))
 
-    def site_shares(self, receptor: PreparedReceptor, ligand: PreparedLigand) -> Tensor:
-        """(R,) the prior's probability that the ligand sits at each residue of the receptor.
-
-        Raises:
-            ValueError: the model has no prior.
-        """
-        prior = self.model.prior
-        if prior is None:
-            raise ValueError("this model has no prior over sites")
-        with torch.inference_mode():
-            encoded = self.model.score.encode_receptor(receptor.graph.to(self.device))
-            given = self.model.score.pair(encoded, ligand.graph.to(self.device))
-            count = len(receptor.graph.residue_type)
-            empty = given.ligand_scalars.new_zeros(1, 0, count + len(given.ligand_scalars))
-            logits = prior.logits(given, prior.nodes(given), empty)[0]
-        return logits.softmax(-1)[:count].cpu()
-
 
 def _times(model: DockingModel, curve: schedules.Curve | None, steps: int, schedule: str) -> Tensor:
     """N + 1 times of the chosen schedule; adaptive without a fitted curve is an error."""

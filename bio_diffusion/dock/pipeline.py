@@ -21,7 +21,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from torch import Tensor
 import bio_diffusion
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
-from .maps import MapField
+from .maps import mapped
 from .metrics import symmetric_rmsd
 from .pose import Pose
 from .results import sd_record
@@ -355,7 +355,7 @@ class Docker:
         pose = self.source.poses(receptor, ligand, site, wanted.starts, generator)
         exact = ligand.energy(receptor, site)
         if wanted.minimize:
-            fast = replace(exact, field=MapField(receptor.maps(site), ligand.types))
+            fast = mapped(exact, receptor.maps(site))
             visited = anneal(pose, fast, generator, wanted.rounds, wanted.evaluations)
             pose = distinct(visited, 4 * wanted.num_poses, 0.5 * wanted.spread).pose
             pose = minimize(pose, exact, wanted.refine).pose

@@ -16,16 +16,15 @@ and the exchange between chains are ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bio_diffusion.dock.maps import SiteMaps, mapped
 from bio_diffusion.dock.physics import Vina
 from bio_diffusion.dock.pose import Pose, TorsionTree, rotation_matrix
 
-__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "minimize", "random_poses", "search"]
+__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "minimize", "random_poses"]
 
 _ARMIJO = 1e-4
 _STIFFNESS = 1.0  # kcal/mol/Å^2 an atom: scales the first step only
@@ -329,31 +328,3 @@ def distinct(found: Minimized, count: int, apart: float = 1.0) -> Minimized:
         left = left[gap >= apart**2]
     index = torch.stack(kept)
     return Minimized(found.pose[index], found.energy[index], found.evaluations)
-
-
-def search(
-    start: Pose,
-    vina: Vina,
-    maps: SiteMaps,
-    generator: torch.Generator,
-    count: int = 10,
-    rounds: int = 20,
-    evaluations: int = 25,
-    refine: int = 60,
-) -> Minimized:
-    """The best distinct poses that chains from `start` find: `anneal` on maps, then exact descent.
-
-    Args:
-        start: one chain from each pose, of a network or of `random_poses`.
-        vina: the exact energy, which has the last word.
-        maps: of the same receptor and box; share them between ligands.
-        generator: random numbers.
-        count: poses wanted; fewer come back where fewer are distinct.
-        rounds: mutations of each chain.
-        evaluations: of each descent on maps.
-        refine: of the last, exact descent.
-    """
-    found = anneal(start, mapped(vina, maps), generator, rounds, evaluations)
-    # Descent may merge neighbours: take twice as many as are wanted.
-    last = minimize(distinct(found, 2 * count).pose, vina, refine)
-    return distinct(replace(last, evaluations=found.evaluations + last.evaluations), count)

@@ -17,7 +17,7 @@ from bio_diffusion.dock.featurize import ligand_graph
 from bio_diffusion.dock.maps import SiteMaps, mapped
 from bio_diffusion.dock.physics import ATOM_KINDS, Vina, flexible_pairs, pair_energy, pair_tables
 from bio_diffusion.dock.pose import Pose, TorsionTree, project, rotation_matrix, twist
-from bio_diffusion.dock.search import Kinematics, anneal, distinct, minimize, random_poses, search
+from bio_diffusion.dock.search import Kinematics, anneal, distinct, minimize, random_poses
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "vina_scores.json").read_text())
@@ -302,7 +302,8 @@ def test_search_finds_what_descent_from_the_crystal_finds():
     def found():
         generator = torch.Generator().manual_seed(4)
         start = random_poses(pose, vina.center, 0.5 * vina.size, 48, generator)
-        return search(start, vina, maps, generator, count=5, rounds=10)
+        visited = anneal(start, mapped(vina, maps), generator, rounds=10, evaluations=25)
+        return distinct(minimize(distinct(visited, 10).pose, vina, 60), 5)
 
     first, second = found(), found()
     assert torch.equal(first.pose.coords, second.pose.coords)
