@@ -17,7 +17,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "LogLinear", "Noise", "VariancePreserving"]
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "CosineSurvival",
+    "LinearSurvival",
+    "LogLinear",
+    "Noise",
+    "Survival",
+    "VariancePreserving",
+]
 
 
 class Noise(ABC):
@@ -176,3 +187,41 @@ class EDM(VarianceExploding):
 
     def dlog_sigma(self, t: Tensor) -> Tensor:
         return self.rho * self._rise / (self._low + t.double() * self._rise)
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+class Survival(ABC):
+    """alpha_t, the chance that a token has survived, from 1 at t = 0 to 0 at t = 1; float64."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha_t, (B,)."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """d alpha_t / dt, (B,), negative."""
+
+
+class LinearSurvival(Survival):
+    """alpha_t = 1 - t: every token is lost at an even time."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t.double()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t, dtype=torch.float64)
+
+
+class CosineSurvival(Survival):
+    """alpha_t = 1 - sin(pi t / 2): much is lost early, the last tokens late.
+
+    Source: Shi et al. 2024.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - torch.sin(math.pi / 2 * t.double())
+
+    def slope(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.cos(math.pi / 2 * t.double())
