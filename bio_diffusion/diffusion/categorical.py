@@ -36,7 +36,19 @@ from bio_diffusion.diffusion.process import (
     uniform,
 )
 
-__all__ = ["Absorbing", "Autoregressive", "Categorical", "Tokens", "Uniform", "Unmask", "draw"]
+__all__ = [
+    "Absorbing",
+    "Autoregressive",
+    "Categorical",
+    "TokenTransition",
+    "Tokens",
+    "Uniform",
+    "Unmask",
+    "draw",
+]
+
+# at t = 0 a letter that does not stand has no chance: keep its logarithm finite
+TINY = 1e-30
 
 
 def draw(log_p: Tensor, generator: Source = None) -> Tensor:
@@ -52,8 +64,21 @@ def draw(log_p: Tensor, generator: Source = None) -> Tensor:
 # --- transitions ---------------------------------------------------------------------------------
 
 
+class TokenTransition(Transition):
+    """A step in which every site draws for itself."""
+
+    @abstractmethod
+    def law(self) -> Tensor:
+        """What each site may hold afterwards: chances (B, L, V), or (B, L, V + 1) with the mask."""
+
+    @property
+    @abstractmethod
+    def open(self) -> Tensor:
+        """bool (B, L): the sites that the step may write."""
+
+
 @dataclass(frozen=True)
-class Categorical(Transition):
+class Categorical(TokenTransition):
     """Sites that are redrawn, each from its own law.
 
     Attributes:
@@ -64,6 +89,13 @@ class Categorical(Transition):
 
     def sample(self, generator: Source = None) -> Tensor:
         return draw(self.log_q, generator)
+
+    def law(self) -> Tensor:
+        return self.log_q.exp()
+
+    @property
+    def open(self) -> Tensor:
+        return torch.ones_like(self.log_q[..., 0], dtype=torch.bool)
 
     def mix(self, other: Transition, weight: float) -> Categorical:
         assert isinstance(other, Categorical)
@@ -77,7 +109,7 @@ class Categorical(Transition):
 
 
 @dataclass(frozen=True)
-class Unmask(Transition):
+class Unmask(TokenTransition):
     """Masked sites that are written with some chance, each from its own law; the others stay.
 
     Steering changes what is written and never whether: mixed as one law over letters and mask, two
@@ -97,6 +129,16 @@ class Unmask(Transition):
     def sample(self, generator: Source = None) -> Tensor:
         written = uniform(self.reveal.shape, generator, self.reveal) < self.reveal
         return torch.where(written, draw(self.log_p, generator), self.x_t)
+
+    def law(self) -> Tensor:
+        letters = self.log_p.shape[-1]
+        stays = torch.nn.functional.one_hot(self.x_t, letters + 1).to(self.log_p)
+        written = torch.nn.functional.pad(self.log_p.exp(), (0, 1))
+        return torch.lerp(stays, written, self.reveal[..., None])
+
+    @property
+    def open(self) -> Tensor:
+        return self.reveal > 0
 
     def mix(self, other: Transition, weight: float) -> Unmask:
         assert isinstance(other, Unmask)
@@ -152,6 +194,19 @@ class Tokens(Process, ABC):
     def perturb(self, x_0: Tensor, t: Tensor, generator: Source = None) -> Noised:
         return Noised(self.diffuse(x_0, torch.zeros_like(t), t, generator), x_0)
 
+    @abstractmethod
+    def transition(
+        self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor
+    ) -> TokenTransition: ...
+
+    @abstractmethod
+    def site_loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
+        """Each site's share of the loss, (B, L) in nats."""
+
+    def loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
+        """Nats a site, averaged over sites; (B,)."""
+        return self.site_loss(prediction, noised, x_0, t).mean(-1)
+
     def norm(self, tangent: Tensor, t: Tensor) -> Tensor:
         """Root mean square over sites and letters."""
         return tangent.flatten(1).square().mean(1).sqrt()
@@ -176,11 +231,11 @@ class Uniform(Tokens):
         kept = self._kept(x_s, s, t, generator)
         return torch.where(kept, x_s, self._anything(x_s, generator))
 
-    def loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
-        """The bound in nats a site, averaged over sites; (B,).
+    def site_loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
+        """The continuous-time bound.
 
             r_j = q(x_t = j | x_0) / q(x_t = i | x_0),  i the letter that stands; rho_j: same with p
-            loss = -alpha' / (V alpha) sum_j r_j (exp(d_j) - 1 - d_j),       d_j = log rho_j - log r_j
+            loss = -alpha' / (V alpha) sum_j r_j (exp(d_j) - 1 - d_j),     d_j = log rho_j - log r_j
 
         Every term is positive and vanishes with d, so nothing cancels as alpha -> 0.
 
@@ -191,7 +246,7 @@ class Uniform(Tokens):
         d = self._ratios(prediction.exp(), noised.x_t, t) - log_r
         each = (log_r.exp() * (torch.expm1(d) - d)).sum(-1)
         alpha, slope = self.schedule.alpha(t), self.schedule.slope(t)
-        return (-slope / (self.letters * alpha)).to(each) * each.mean(-1)
+        return broadcast(-slope / (self.letters * alpha), each) * each
 
     def transition(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Categorical:
         """q(x_s = k | x_t = i, x_0 ~ p), in float32 or better.
@@ -207,6 +262,13 @@ class Uniform(Tokens):
         q = stays * still + broadcast(a_s - a_t, p) * p + base
         return Categorical((q / q.sum(-1, keepdim=True)).log())
 
+    def evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log q(x_t | x_0 = v), what a site tells of itself: (B, L, V), float64."""
+        alpha = self.schedule.alpha(t)
+        chance = broadcast((1 - alpha).clamp(min=TINY) / self.letters, x_t[..., None].double())
+        same = torch.nn.functional.one_hot(x_t, self.letters)
+        return (broadcast(alpha, chance) * same + chance).log()
+
     def score(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t with letter j at a site) - log p_t(x_t), (B, L, V); a concrete score.
 
@@ -217,8 +279,7 @@ class Uniform(Tokens):
     def _ratios(self, p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """log of (V a p_j + 1 - a) over the same at the letter that stands, (B, L, V)."""
         alpha = self.schedule.alpha(t)
-        # at t = 0 a letter that did not stand has no chance: keep the logarithm finite
-        rest = broadcast((1 - alpha).clamp(min=1e-30), p)
+        rest = broadcast((1 - alpha).clamp(min=TINY), p)
         log = (broadcast(self.letters * alpha, p) * p + rest).log()
         return log - log.gather(-1, x_t[..., None])
 
@@ -239,11 +300,11 @@ class Absorbing(Tokens):
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, generator: Source = None) -> Tensor:
         return torch.where(self._kept(x_s, s, t, generator), x_s, self.mask)
 
-    def loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
-        """-alpha' / (1 - alpha) times the cross-entropy of masked sites, over L; (B,)."""
+    def site_loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha) times the cross-entropy of masked sites."""
         cross = -prediction.gather(-1, x_0[..., None])[..., 0]
         weight = -self.schedule.slope(t) / (1 - self.schedule.alpha(t))
-        return weight.to(cross) * (cross * (noised.x_t == self.mask)).mean(-1)
+        return broadcast(weight, cross) * cross * (noised.x_t == self.mask)
 
     def transition(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Unmask:
         a_t, a_s = self.schedule.alpha(t), self.schedule.alpha(s)
@@ -275,9 +336,9 @@ class Autoregressive(Tokens):
     def perturb(self, x_0: Tensor, t: Tensor, generator: Source = None) -> Noised:
         return Noised(x_0, x_0)
 
-    def loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
-        """-log p(x_0) / L, exactly; (B,)."""
-        return -prediction.gather(-1, x_0[..., None])[..., 0].mean(-1)
+    def site_loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
+        """-log p(x_0^l | x_0^{<l}): no bound, their sum is -log p(x_0)."""
+        return -prediction.gather(-1, x_0[..., None])[..., 0]
 
     def transition(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Unmask:
         """Raises: ValueError if the step writes more than one site."""
