@@ -28,6 +28,8 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
     "experiment": {
         "dock": "bio_diffusion.dock.experiment:Docking",
         "dock/prior": "bio_diffusion.dock.prior:PointerPriorFit",
+        "design": "bio_diffusion.design.experiment:Design",
+        "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",
         "toy/mixture": "bio_diffusion.toy:Mixture",
     },
 }

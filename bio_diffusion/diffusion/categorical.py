@@ -73,6 +73,11 @@ class TokenTransition(Transition):
 
     @property
     @abstractmethod
+    def letters(self) -> int:
+        """V."""
+
+    @property
+    @abstractmethod
     def open(self) -> Tensor:
         """bool (B, L): the sites that the step may write."""
 
@@ -92,6 +97,10 @@ class Categorical(TokenTransition):
 
     def law(self) -> Tensor:
         return self.log_q.exp()
+
+    @property
+    def letters(self) -> int:
+        return self.log_q.shape[-1]
 
     @property
     def open(self) -> Tensor:
@@ -131,10 +140,13 @@ class Unmask(TokenTransition):
         return torch.where(written, draw(self.log_p, generator), self.x_t)
 
     def law(self) -> Tensor:
-        letters = self.log_p.shape[-1]
-        stays = torch.nn.functional.one_hot(self.x_t, letters + 1).to(self.log_p)
+        stays = torch.nn.functional.one_hot(self.x_t, self.letters + 1).to(self.log_p)
         written = torch.nn.functional.pad(self.log_p.exp(), (0, 1))
         return torch.lerp(stays, written, self.reveal[..., None])
+
+    @property
+    def letters(self) -> int:
+        return self.log_p.shape[-1]
 
     @property
     def open(self) -> Tensor:

@@ -1,0 +1,88 @@
+"""The generator and the predictor of sequences: networks with the process that they belong to.
+
+Shapes: B batch, L sites, V letters, P properties, K classes of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bio_diffusion.design.backbone import Sequences
+from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Tokens, Uniform
+
+__all__ = ["Generator", "Predictor", "PROCESSES"]
+
+PROCESSES: dict[str, type[Tokens]] = {
+    "uniform": Uniform,
+    "absorbing": Absorbing,
+    "autoregressive": Autoregressive,
+}
+
+
+def process_named(name: str, letters: int) -> Tokens:
+    """Raises: ValueError for a name that no process has."""
+    if name not in PROCESSES:
+        raise ValueError(f"no process is called {name!r}; there are {', '.join(PROCESSES)}")
+    return PROCESSES[name](letters)
+
+
+class Generator(nn.Module):
+    """log p(x_0 | x_t, labels), (B, L, V): what a process of tokens walks back with.
+
+    Args:
+        process: name of the process.
+        letters: V.
+        classes: K of each property.
+        backbone: arguments of `Sequences`.
+    """
+
+    def __init__(
+        self, process: str, letters: int, classes: Sequence[int], backbone: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.process = process_named(process, letters)
+        self.classes = tuple(classes)
+        self.body = Sequences(
+            letters,
+            classes,
+            causal=isinstance(self.process, Autoregressive),
+            timed=isinstance(self.process, Uniform),
+            **backbone,
+        )
+        self.head = nn.Linear(self.body.norm.normalized_shape[0], letters)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.head(self.body(x_t, t, cond)).float().log_softmax(-1)
+
+    def unlabelled(self, cond: Tensor) -> Tensor:
+        """The labels of a sample of which nothing is told."""
+        return torch.tensor(self.classes, device=cond.device).expand_as(cond)
+
+
+class Predictor(nn.Module):
+    """log p(y | x_t) of every property, each (B, K); told the time, and trained on noised x_t.
+
+    Takes ids (B, L) or their one-hot form (B, L, V + 1), so that first-order guidance can ask for
+    gradients.
+
+    Args:
+        letters: V.
+        classes: K of each property.
+        backbone: arguments of `Sequences`.
+    """
+
+    def __init__(self, letters: int, classes: Sequence[int], backbone: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.body = Sequences(letters, (), **backbone)
+        width = self.body.norm.normalized_shape[0]
+        self.heads = nn.ModuleList(nn.Linear(width, k) for k in classes)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> list[Tensor]:
+        pooled = self.body(x_t, t).float().mean(1)
+        return [head(pooled).log_softmax(-1) for head in self.heads]

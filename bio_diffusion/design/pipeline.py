@@ -1,0 +1,227 @@
+"""`Designer`: from a trained generator to sequences, guided and constrained.
+
+    prior tokens -> `diffusion.sample` with guidance and constraints -> strings
+
+Every row has a random stream of its own, keyed by seed and number, and the network always sees
+`CHUNK` rows at once, so that the first k sequences do not depend on how many are asked for.
+
+Shapes: B batch (`CHUNK`), L sites, V letters, P properties.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bio_diffusion import checkpoint
+from bio_diffusion.checkpoint import Checkpoint, CheckpointError
+from bio_diffusion.design.dataset import Property, find_data, read_rows
+from bio_diffusion.design.model import Generator, Predictor
+from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
+from bio_diffusion.diffusion.categorical import Autoregressive
+from bio_diffusion.diffusion.guidance import ClassifierFree
+from bio_diffusion.diffusion.process import Guidance, evaluating
+from bio_diffusion.diffusion.sampling import Step, sample
+from bio_diffusion.diffusion.schedule import Curve, uniform
+from bio_diffusion.diffusion.training import keyed_generator
+
+__all__ = ["Designer"]
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+CHUNK = 64
+
+
+class Designer:
+    """A trained generator with its letters, labels and process; made by `load`.
+
+    Attributes:
+        domain: "dna" or "smiles".
+        length: L.
+        tokenizer: between strings and ids.
+        properties: name -> what each of its classes holds, in words.
+        sha256: of the model's file.
+    """
+
+    def __init__(self, loaded: Checkpoint, device: torch.device, name: str) -> None:
+        settings = loaded.config["experiment"]
+        self.name, self.device, self.sha256 = name, device, loaded.sha256
+        self.settings: Mapping[str, Any] = settings
+        self.tokenizer = tokenizer_for(settings["letters"], settings["length"])
+        self.length: int = settings["length"]
+        self.domain = "dna" if isinstance(self.tokenizer, DnaTokenizer) else "smiles"
+        self.labelled, self.model = _restored(loaded, Generator)
+        self.model.to(device)
+        self.process = self.model.process
+        self.curve = None if loaded.grid is None else Curve.from_dict(loaded.grid)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The generators that ship."""
+        files = sorted(WEIGHTS.glob("*.safetensors"))
+        return tuple(f.stem for f in files if checkpoint.header(f)["kind"] == "design")
+
+    @classmethod
+    def load(cls, model: str = "zinc", device: str = "auto") -> Designer:
+        """A generator that ships, by name, or one of your own, by file.
+
+        Raises:
+            CheckpointError: the file cannot be used, or there is none of that name.
+        """
+        path = WEIGHTS / f"{model}.safetensors"
+        if not path.is_file():
+            path = Path(model)
+        if not path.is_file():
+            raise CheckpointError(
+                f"no model is called {model!r}; name a file or one of {', '.join(cls.names())}"
+            )
+        chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
+        return cls(
+            checkpoint.load(path, "design"),
+            torch.device("cpu" if chosen == "auto" else chosen),
+            model,
+        )
+
+    @property
+    def properties(self) -> dict[str, tuple[str, ...]]:
+        return {p.name: p.describe() for p in self.labelled}
+
+    @cached_property
+    def training(self) -> list[str]:
+        """All known sequences, as they stand in the model's data; what is not among them is novel.
+
+        Raises:
+            FileNotFoundError: the data are not at hand.
+        """
+        path, column = find_data(self.settings["data"]), self.settings["column"]
+        return [row[column] for split in ("train", "val", "test") for row in read_rows(path, split)]
+
+    def labels(self, targets: Mapping[str, int | str]) -> Tensor:
+        """(P,) classes, "not told" for properties without a target.
+
+        Raises:
+            ValueError: for a property or class that the model was not taught.
+        """
+        told = [p.classes for p in self.labelled]
+        names = [p.name for p in self.labelled]
+        for name, target in targets.items():
+            if name not in names:
+                raise ValueError(
+                    f"the model {self.name} was not taught {name!r}; "
+                    f"it knows {', '.join(names) or 'no property'}"
+                )
+            known = self.labelled[names.index(name)]
+            label = known.describe().index(target) if target in known.describe() else target
+            if not isinstance(label, int) or not 0 <= label < known.classes:
+                raise ValueError(
+                    f"{name} has no class {target!r}; there are "
+                    + ", ".join(f"{i} ({words})" for i, words in enumerate(known.describe()))
+                )
+            told[names.index(name)] = label
+        return torch.tensor(told, dtype=torch.long)
+
+    def design(
+        self,
+        n: int,
+        *,
+        targets: Mapping[str, int | str] | None = None,
+        guidance: str = "none",
+        gamma: float = 1.0,
+        steps: int = 32,
+        seed: int = 0,
+        constraints: Sequence[Guidance] = (),
+        step: Step | None = None,
+        first: int = 0,
+    ) -> Iterator[list[str]]:
+        """Draws sequences and yields them as they are made, at most `CHUNK` at once.
+
+        Args:
+            n: how many to draw, invalid ones included.
+            targets: property -> class, its number or words; the others are not told.
+            guidance: "none" draws from the conditioned model, "cfg" sharpens it by gamma without a
+                classifier, "cbg" steers the unconditioned model by a predictor p(y | x_t).
+            gamma: strength; 1 is the conditioned model itself.
+            steps: of the sampler; a left-to-right model takes its length instead.
+            seed: of all randomness.
+            constraints: maps of transitions, applied after guidance.
+            step: how to take a step; `sampling.Reverse()` unless told otherwise.
+            first: number of the first sequence; 0..first-1 are passed over.
+
+        Raises:
+            ValueError: for an unknown target or guidance.
+        """
+        label = self.labels(targets or {})
+        steering, told = self._steering(guidance, gamma, label)
+        times = self.times(steps).to(self.device)
+        cond = told.to(self.device).expand(CHUNK, -1)
+        like = torch.zeros(CHUNK, self.length, dtype=torch.long, device=self.device)
+        for start in range(first - first % CHUNK, first + n, CHUNK):
+            rows = [keyed_generator(seed, start + i) for i in range(CHUNK)]
+            with evaluating(self.model):
+                x = sample(
+                    self.process,
+                    self.model,
+                    self.process.prior(like, rows),
+                    times,
+                    cond,
+                    (*steering, *constraints),
+                    rows,
+                    step,
+                )
+            chosen = x[max(0, first - start) : first + n - start]
+            yield [self.tokenizer.decode(ids) for ids in chosen.tolist()]
+
+    def times(self, steps: int) -> Tensor:
+        """The grid of the sampler, (steps + 1,) from 1 to 0."""
+        if isinstance(self.process, Autoregressive):
+            return uniform(self.length)
+        return uniform(steps)
+
+    def _steering(
+        self, guidance: str, gamma: float, label: Tensor
+    ) -> tuple[tuple[Guidance, ...], Tensor]:
+        """The guidance and the labels that the network itself is told."""
+        if guidance == "none":
+            return (), label
+        if guidance == "cfg":
+            null = self.model.unlabelled
+            return (ClassifierFree(self.process, self.model, gamma - 1, null),), label
+        raise ValueError(f"no guidance is called {guidance!r}; there are none, cfg")
+
+
+def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property], Any]:
+    """The properties and the network of a checkpoint, in evaluation mode."""
+    settings = loaded.config["experiment"]
+    specs = settings["properties"] or {}
+    words = [all(isinstance(item, str) for item in spec) for spec in specs.values()]
+    cuts = nn.ParameterList(
+        nn.Parameter(torch.zeros(0 if w else len(spec), dtype=torch.float64), requires_grad=False)
+        for w, spec in zip(words, specs.values(), strict=True)
+    )
+    classes = [len(s) if w else len(s) + 1 for w, s in zip(words, specs.values(), strict=True)]
+    letters = len(tokenizer_for(settings["letters"], settings["length"]).letters)
+    arguments = (letters, classes, settings["backbone"])
+    model = kind(settings["process"], *arguments) if kind is Generator else kind(*arguments)
+    loaded.into(nn.ModuleDict({"model": model, "cuts": cuts}))
+    properties = [
+        Property(name, names=tuple(spec)) if w else Property(name, edges=tuple(cut.tolist()))
+        for (name, spec), w, cut in zip(specs.items(), words, cuts, strict=True)
+    ]
+    return properties, model.eval()
+
+
+def load_predictor(path: Path, device: torch.device) -> tuple[list[Property], Predictor]:
+    """A predictor p(y | x_t) and its properties.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    properties, model = _restored(checkpoint.load(path, "predictor"), Predictor)
+    return properties, model.to(device)
