@@ -72,7 +72,7 @@ class Remask(Unmask):
 
     def sample(self, generator: Source = None) -> Tensor:
         erased = uniform(self.erase.shape, generator, self.erase) < self.erase
-        return torch.where(erased, self.log_p.shape[-1], super().sample(generator))
+        return torch.where(erased, self.letters, super().sample(generator))
 
     def law(self) -> Tensor:
         kept = super().law() * (1 - self.erase)[..., None]
