@@ -29,6 +29,7 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
         "dock": "bio_diffusion.dock.experiment:Docking",
         "dock/prior": "bio_diffusion.dock.prior:PointerPriorFit",
         "design": "bio_diffusion.design.experiment:Design",
+        "design/oracle": "bio_diffusion.design.oracle:OracleFit",
         "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",
         "toy/mixture": "bio_diffusion.toy:Mixture",
     },
