@@ -18,7 +18,7 @@ from torch import Tensor
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.diffusion import schedule as schedules
-from bio_diffusion.diffusion.guidance import EnergyGuidance
+from bio_diffusion.diffusion.guidance import ClassifierFree, EnergyGuidance
 from bio_diffusion.diffusion.latents import Latents, sample_prior
 from bio_diffusion.diffusion.likelihood import denoising_loss
 from bio_diffusion.diffusion.process import Guidance
@@ -77,6 +77,12 @@ class NetworkPoses:
         temperature: of the latents' prior; above 1 flatter.
         guidance: how strongly Vina's energy steers each step, in 1 / (kcal/mol) at t = 0, falling
             to none at t = 1, where a ligand's atoms still lie across the receptor's.
+        latent_guidance: w of classifier-free guidance, whose unconditioned model has its latents
+            hidden; 0 is off and costs nothing, else each step takes a second network call.
+
+    Raises:
+        InputError: the schedule does not exist or does not fit the model, or guidance on latents is
+            wanted of a model that draws none.
     """
 
     name = "network"
@@ -90,8 +96,16 @@ class NetworkPoses:
         device: torch.device | None = None,
         temperature: float = 1.0,
         guidance: float = 0.0,
+        latent_guidance: float = 0.0,
     ) -> None:
+        if latent_guidance and model.prior is None:
+            raise InputError(
+                "setting",
+                f"latent_guidance is {latent_guidance:g}, but the model draws no latents; give 0 "
+                "or a --checkpoint with latents",
+            )
         self.model, self.device = model, device or torch.device("cpu")
+        self.latent_guidance = latent_guidance
         self.guidance, self.temperature = guidance, temperature
         self.times = _times(model, curve, steps, schedule)
         self._pockets: OrderedDict[tuple[float, ...], tuple[ReceptorFeatures, Senders]]
@@ -120,10 +134,17 @@ class NetworkPoses:
                 self.model.process.prior(start, generator),
                 self.times,
                 given.with_latents(latents),
-                self._steering(receptor, ligand, site),
+                (*self._contrast(), *self._steering(receptor, ligand, site)),
                 generator,
             )
         return pose.to("cpu")
+
+    def _contrast(self) -> tuple[Guidance, ...]:
+        """Guidance on the latents, where it is wanted."""
+        if not self.latent_guidance:
+            return ()
+        process, score = self.model.process, self.model.score
+        return (ClassifierFree(process, score, self.latent_guidance, Complex.without_latents),)
 
     def _steering(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site

@@ -53,6 +53,25 @@ from .validity import Validator
 TORSION_WEIGHT = 0.05846
 """Vina's weight of one active torsion."""
 
+# Of the settings; the upper ones keep a slip of the finger from running for days or out of memory.
+_BOUNDS = {
+    "num_poses": (1, 1000),
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 1000),
+    "starts": (1, 1024),
+    "conformers": (1, 1000),
+    "rounds": (0, 10_000),
+    "evaluations": (2, 10_000),
+    "refine": (1, 10_000),
+    "guidance": (0.0, 100.0),
+    "latent_guidance": (0.0, 100.0),
+    "spread": (0.0, 100.0),
+    "judged": (1, 1000),
+    "judgement": (0.0, 1000.0),
+    "sites": (1, 100),
+    "site_size": (5.0, 500.0),
+}
+
 __all__ = [
     "Docked",
     "Docker",
@@ -71,6 +90,7 @@ class Settings:
     steps: int = 20
     schedule: str = "adaptive"
     guidance: float = 0.0
+    latent_guidance: float = 0.0
     minimize: bool = True
     starts: int = 64
     conformers: int = 8
@@ -87,25 +107,12 @@ class Settings:
         for setting in fields(self):  # a file or a word may say null
             if getattr(self, setting.name) is None:
                 raise InputError("setting", f"{setting.name} is empty; give it a value")
-        for name, low in (
-            ("num_poses", 1),
-            ("seed", 0),
-            ("steps", 1),
-            ("starts", 1),
-            ("conformers", 1),
-            ("rounds", 0),
-            ("evaluations", 2),
-            ("refine", 1),
-            ("guidance", 0.0),
-            ("spread", 0.0),
-            ("judged", 1),
-            ("judgement", 0.0),
-            ("sites", 1),
-            ("site_size", 5.0),
-        ):
+        for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            if not value >= low:
-                raise InputError("setting", f"{name} is {value}; it must be {low} or more")
+            if not low <= value <= high:
+                raise InputError(
+                    "setting", f"{name} is {value:g}; it must lie between {low:g} and {high:g}"
+                )
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -183,7 +190,12 @@ class Docker:
         chosen = Settings(**settings)
         place = choose_device(device)
         source, name = load_source(
-            checkpoint, place, chosen.steps, chosen.schedule, chosen.guidance
+            checkpoint,
+            place,
+            chosen.steps,
+            chosen.schedule,
+            chosen.guidance,
+            chosen.latent_guidance,
         )
         return cls(chosen, source, name, place)
 

@@ -102,6 +102,10 @@ class Complex:
     def with_latents(self, latents: Latents | None) -> Complex:
         return replace(self, latents=latents)
 
+    def without_latents(self) -> Complex:
+        """The same with its latents hidden, as in a part of the training."""
+        return self.with_latents(None if self.latents is None else self.latents.hidden())
+
 
 _PAIR_TYPES = len(BOND_TYPES) + 3  # a bond's type; two or three bonds apart; farther
 

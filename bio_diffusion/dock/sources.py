@@ -194,6 +194,7 @@ def load_source(
     steps: int,
     schedule: str,
     guidance: float = 0.0,
+    latent_guidance: float = 0.0,
 ) -> tuple[PoseSource, str]:
     """The source of start poses, and the name of its model for the results.
 
@@ -203,9 +204,10 @@ def load_source(
         steps: Calls of the network from noise to pose.
         schedule: Of the times of those calls.
         guidance: How strongly the energy steers them, see `NetworkPoses`.
+        latent_guidance: How far the latents are followed, see `NetworkPoses`.
 
     Raises:
-        InputError: The schedule does not exist or does not fit the model.
+        InputError: The schedule or a guidance does not exist or does not fit the model.
         CheckpointError: The file cannot be used.
     """
     path = Path(checkpoint) if checkpoint is not None else SHIPPED
@@ -218,5 +220,7 @@ def load_source(
     place = torch.device(device)
     model, loaded = load_model(path, place)
     curve = Curve.from_dict(loaded.grid) if loaded.grid else None
-    source = NetworkPoses(model, curve, steps, schedule, place, guidance=guidance)
+    source = NetworkPoses(
+        model, curve, steps, schedule, place, guidance=guidance, latent_guidance=latent_guidance
+    )
     return source, f"{path.stem}-{loaded.sha256[:12]}"

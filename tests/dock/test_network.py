@@ -90,6 +90,29 @@ def test_guidance_lowers_the_energy(
     assert means[0].mean() < means[1].mean()
 
 
+def test_guidance_on_latents_follows_them_away_from_the_hidden_ones(
+    source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
+) -> None:
+    if source.model.prior is None:
+        with pytest.raises(InputError, match="draws no latents"):
+            NetworkPoses(source.model, schedule="uniform", latent_guidance=1.0)
+        return
+
+    def guided(w: float) -> torch.Tensor:
+        chosen = NetworkPoses(source.model, steps=3, schedule="uniform", latent_guidance=w)
+        return draw(chosen, receptor, ligand, site).coords
+
+    plain, minus, strong = guided(0.0), guided(-1.0), guided(1.0)
+    assert torch.equal(plain, draw(source, receptor, ligand, site).coords)
+    assert not torch.allclose(strong, plain, atol=1e-2)
+    hidden = NetworkPoses(source.model, steps=3, schedule="uniform")
+    drawn = hidden.draw
+    hidden.draw = lambda *of: drawn(*of).hidden()  # type: ignore[method-assign,union-attr]
+    # w = -1 is the unconditioned model
+    unconditioned = draw(hidden, receptor, ligand, site).coords
+    torch.testing.assert_close(minus, unconditioned, rtol=0, atol=1e-3)
+
+
 def test_surprise_depends_on_the_pose_alone(
     source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
 ) -> None:

@@ -145,8 +145,11 @@ def test_a_site_away_or_a_bad_setting_is_refused(receptor):
     far = site_from_center([500, 0, 0])
     with pytest.raises(InputError, match="away"):
         list(Docker.load().dock(receptor, "CCO", far))
-    with pytest.raises(InputError, match="starts is 0"):
-        Docker.load(starts=0)
+    for name, value in (("starts", 0), ("starts", 10**6), ("steps", 10**5), ("spread", np.nan)):
+        with pytest.raises(InputError, match=f"{name} is .*must lie between"):
+            Docker.load(**{name: value})
+    with pytest.raises(InputError, match="draws no latents"):
+        Docker.load(latent_guidance=1.0)
     with pytest.raises(InputError, match="tpu"):
         Docker.load(device="tpu")
 
