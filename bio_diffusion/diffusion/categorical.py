@@ -71,6 +71,11 @@ class TokenTransition(Transition):
     def law(self) -> Tensor:
         """What each site may hold afterwards: chances (B, L, V), or (B, L, V + 1) with the mask."""
 
+    def divergence(self, other: TokenTransition) -> Tensor:
+        """KL(self || other) of each site, (B, L) in nats."""
+        q, p = self.law(), other.law()
+        return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)
+
     @property
     @abstractmethod
     def letters(self) -> int:

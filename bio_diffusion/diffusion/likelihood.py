@@ -9,6 +9,10 @@ training it is a reweighted one that still orders states: what the model expects
 denoise. Differences between states are far smaller than the noise of either estimate, so all states
 are given the same times, the same noise and the same latents, and most of the noise cancels.
 
+For tokens the loss is the bound itself, and what is told is in nats a site: `token_bound` for
+infinitely many steps, `token_bound_in_steps` for the steps that a sampler takes, `perplexity` of
+either.
+
 Source: Ho, Jain & Abbeel 2020 (the bound); Li et al. 2023, "Your diffusion model is secretly a
     zero-shot classifier" (common noise).
 """
@@ -20,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_diffusion.diffusion.process import Denoiser, Process, State
+from bio_diffusion.diffusion.categorical import Tokens
+from bio_diffusion.diffusion.process import Denoiser, Process, Source, State, uniform
 from bio_diffusion.diffusion.training import keyed_generator
 
-__all__ = ["denoising_loss"]
+__all__ = ["denoising_loss", "perplexity", "token_bound", "token_bound_in_steps"]
 
 
 def denoising_loss(
@@ -59,3 +64,87 @@ def denoising_loss(
     if total is None:
         raise ValueError("times is empty; give at least one time in (0, 1]")
     return total / len(times)
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def token_bound(
+    process: Tokens,
+    denoiser: Denoiser,
+    x_0: Tensor,
+    cond: Any = None,
+    draws: int = 32,
+    t_min: float = 1e-5,
+    generator: Source = None,
+) -> Tensor:
+    """Each site's share of the continuous-time bound on -log p(x_0), in nats; (B, L) float64.
+
+    Sum over the sites of a sample for its bound. From left to right there is no bound to take: the
+    share is -log p(x_0^l | x_0^{<l}) itself, whatever t, and one draw is exact.
+
+    Args:
+        process: noises and weighs.
+        denoiser: the network.
+        x_0: (B, L) tokens.
+        cond: handed to the network.
+        draws: times a sample is looked at, one in each of as many equal slices of [t_min, 1].
+        t_min: the mean is over t_min..1, as published bounds are with 1e-3. What lies below is left
+            out, which flatters uniform noise: 0.45 % of the entropy of a small world at 1e-3.
+        generator: of times and noise.
+    """
+    total = torch.zeros(x_0.shape, dtype=torch.float64, device=x_0.device)
+    with torch.no_grad():
+        for k in range(draws):
+            u = (k + uniform(x_0.shape[:1], generator, total)) / draws
+            t = (t_min + (1 - t_min) * u).to(torch.get_default_dtype())
+            noised = process.perturb(x_0, t, generator)
+            prediction = _doubled(denoiser(noised.x_t, t, cond))
+            total += process.site_loss(prediction, noised, x_0, t)
+    return total / draws
+
+
+def token_bound_in_steps(
+    process: Tokens,
+    denoiser: Denoiser,
+    x_0: Tensor,
+    times: Tensor,
+    cond: Any = None,
+    generator: Source = None,
+) -> Tensor:
+    """The same for a sampler that takes these steps, which is never lower; (B, L) float64.
+
+        sum over steps of KL(q(x_s | x_t, x_0) || q(x_s | x_t, prediction)),   x_t ~ q(x_t | x_0)
+
+    One draw of x_t a step. The last step to s = 0 is the reconstruction, -log p(x_0 | x_t), and the
+    prior costs nothing.
+
+    Args:
+        process: noises and steps back.
+        denoiser: the network.
+        x_0: (B, L) tokens.
+        times: (N + 1,), falling from 1 to 0.
+        cond: handed to the network.
+        generator: of the noise.
+    """
+    known = torch.nn.functional.one_hot(x_0, process.letters).double().log()
+    total = torch.zeros(x_0.shape, dtype=torch.float64, device=x_0.device)
+    with torch.no_grad():
+        for t, s in zip(times[:-1], times[1:], strict=True):
+            t, s = t.expand(len(x_0)), s.expand(len(x_0))
+            x_t = process.diffuse(x_0, torch.zeros_like(t), t, generator)
+            prediction = _doubled(denoiser(x_t, t, cond))
+            q, p = (process.transition(x_t, each, t, s) for each in (known, prediction))
+            total += q.divergence(p)
+    return total
+
+
+def perplexity(nats: Tensor, counted: Tensor | None = None) -> float:
+    """exp of the mean nats a site, over all sites or those `counted` (B, L bool; not padding)."""
+    nats = nats.double()
+    return float((nats if counted is None else nats[counted]).mean().exp())
+
+
+def _doubled(prediction: Tensor) -> Tensor:
+    """In float64, where nothing is lost near t = 0 and t = 1."""
+    return prediction.double().log_softmax(-1)
