@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bio_diffusion.diffusion.latents import Latents, gumbel_softmax
+from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, usage
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
 from bio_diffusion.dock.dataset import CompactSet, PoseBatches
-from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph
+from bio_diffusion.dock.graph import RESIDUE_TYPES, LigandGraph, ReceptorGraph
 from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
 from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.pose import Pose
@@ -164,41 +165,62 @@ class Docking:
         """Denoising loss on held-out complexes, by third of noise, and how latents fare there.
 
         ``oracle`` latents come from the encoder and the crystal pose, ``shuffled`` ones point at
-        nodes drawn evenly, ``null`` ones are hidden. ``certainty`` is 1 - H(z | pose) / log K: 0
-        for pointers that ignore the pose. No figure here is a docking success: that is measured
-        with latents from the prior.
+        nodes drawn evenly, ``null`` ones are hidden. Of each latent,
+
+            certainty    1 - H(z | crystal pose) / log K: 0 where the encoder says nothing
+            information  I(z; pose) in nats, within a complex, of a pose drawn evenly from its
+                         crystal pose and B noised copies, at even times: 0 where the pointers
+                         ignore the pose, log(B + 1) at most
+            kinds        exp H of the kind of node pointed to (the residue's type, or a ligand
+                         atom), over all complexes: 1 where all pointers are of one kind
+
+        Codes differ between complexes, so information is averaged over them; it says what the
+        encoder tells of poses, most of which it was not trained on, not what the score makes of it.
+        No figure here is a docking success: that is measured with latents from the prior.
         """
         sums: dict[str, list[Tensor]] = {}
-        pointers: list[Tensor] = []
+        pointers: list[tuple[Tensor, Tensor, Tensor]] = []
         for number, example in zip(range(96), self._val.examples, strict=False):
             pose, pocket = self._val.pocket(example, _numpy_generator(number))
             pose = pose.to(self.device)
-            pocket = (pocket[0].to(self.device), pocket[1].to(self.device))
+            given = self.denoiser.encode(pocket[0].to(self.device), pocket[1].to(self.device))
             t = stratified_times(len(pose), keyed_generator(number)).to(self.device)
             noised = self.process.perturb(pose, t, keyed_generator(number, 1))
-            for name, given in self._variants(pose, pocket, pointers):
-                loss = self.process.loss(self.denoiser(noised.x_t, t, given), noised, pose, t)
+            if self.model.encoder is not None:
+                pointers.append(self._pointers(given, pose, noised.x_t))
+            for name, shown in self._variants(given, pose):
+                loss = self.process.loss(self.denoiser(noised.x_t, t, shown), noised, pose, t)
                 thirds = (3 * t).long().clamp(max=2)
                 for third in range(3):
                     sums.setdefault(f"{name}_t{third}", []).append(loss[thirds == third])
                 sums.setdefault(name, []).append(loss)
         figures = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
-        for latent in range(self.denoiser.size.latents):
-            certain = [
-                1 - _entropy(p[latent]) / _entropy(p[latent].gt(0).float()) for p in pointers
-            ]
-            figures[f"certainty_{latent}"] = float(torch.stack(certain).mean())
+        if pointers:
+            certain, told, kinds = (
+                torch.stack(values).mean(0) for values in zip(*pointers, strict=True)
+            )
+            for latent in range(len(certain)):
+                figures[f"certainty_{latent}"] = float(certain[latent])
+                figures[f"information_{latent}"] = float(told[latent])
+                figures[f"kinds_{latent}"] = float(torch.special.entr(kinds[latent]).sum().exp())
         return figures
 
-    def _variants(
-        self, pose: Pose, pocket: Any, pointers: list[Tensor]
-    ) -> Iterator[tuple[str, Complex]]:
-        given = self.denoiser.encode(*pocket)
+    def _pointers(self, given: Complex, pose: Pose, noised: Pose) -> tuple[Tensor, Tensor, Tensor]:
+        """Certainty (m,), information (m,) and shares of kinds (m, types + 1), of one complex."""
+        logits = [self.model.point(given, pose)]
+        logits += [self.model.point(given, noised[i : i + 1]) for i in range(len(noised))]
+        law = logits[0].double().softmax(-1)
+        certainty = 1 - torch.special.entr(law).sum(-1) / law.gt(0).sum(-1).log()
+        residue_type = given.receptor.graph.residue_type
+        atoms = residue_type.new_full((law.shape[1] - len(residue_type),), len(RESIDUE_TYPES))
+        kind = F.one_hot(torch.cat([residue_type, atoms]), len(RESIDUE_TYPES) + 1)
+        return certainty, usage(torch.stack(logits)).information, law @ kind.double()
+
+    def _variants(self, given: Complex, pose: Pose) -> Iterator[tuple[str, Complex]]:
         if self.model.encoder is None:
             yield "loss", given
             return
         logits = self.model.encoder(given, pose)
-        pointers.append(logits.softmax(-1))
         batch, generator = len(pose), keyed_generator(0)
         z = gumbel_softmax(logits.expand(batch, -1, -1), 1.0, True, generator)
         even = torch.where(logits.isfinite(), 0.0, -torch.inf).expand(batch, -1, -1)
@@ -207,11 +229,6 @@ class Docking:
         yield "oracle", given.with_latents(Latents(z, shown))
         yield "shuffled", given.with_latents(Latents(shuffled, shown))
         yield "null", given.with_latents(Latents(z, ~shown))
-
-
-def _entropy(weights: Tensor) -> Tensor:
-    """Entropy in nats of (K,) weights, normalised first."""
-    return torch.distributions.Categorical(probs=weights).entropy()
 
 
 def _numpy_generator(number: int) -> Any:  # noqa: ANN401 - numpy.random.Generator

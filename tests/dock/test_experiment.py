@@ -1,9 +1,12 @@
 """Training on a tiny set: the loss falls, latents are used, and the prior learns to guess them."""
 
+import itertools
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +15,10 @@ from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.dock.dataset import Example, write_compact
 from bio_diffusion.dock.experiment import Docking, find_data, open_set
+from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.prepare import rotatable_bonds
 from bio_diffusion.dock.prior import PointerPriorFit
+from bio_diffusion.dock.score_model import Complex
 from tests.dock import networks
 
 SIZE = asdict(replace(networks.SIZE, latents=2))
@@ -72,7 +77,37 @@ def test_evaluation_names_its_figures(trained: tuple[Docking, list[float]]) -> N
     for name in ("oracle", "shuffled", "null"):
         thirds = [figures[f"{name}_t{i}"] for i in range(3)]
         assert min(thirds) <= figures[name] <= max(thirds)
-    assert 0 <= figures["certainty_0"] <= 1
+    kinds = torch.cat([e.receptor.residue_type for e in experiment._val.examples]).unique()
+    for latent, most in ((0, len(kinds)), (1, len(kinds) + 1)):  # the second may point to atoms
+        assert 0 <= figures[f"certainty_{latent}"] <= 1
+        # seven poses of each complex
+        assert -1e-9 <= figures[f"information_{latent}"] <= math.log(7)
+        assert 1 <= figures[f"kinds_{latent}"] <= most + 1e-6
+
+
+def test_information_counts_the_poses_that_an_encoder_tells_apart(
+    trained: tuple[Docking, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, _ = trained
+    calls = itertools.count()
+
+    def one_code_a_pose(given: Complex, pose: Pose) -> torch.Tensor:
+        residues, atoms = len(given.receptor.graph.residue_type), pose.coords.shape[1]
+        logits = torch.full((2, residues + atoms), -50.0)
+        logits[0, next(calls) % 7] = 50.0  # another residue for each of seven poses
+        logits[1, 0] = 50.0  # always the same one
+        return logits
+
+    monkeypatch.setattr(experiment.model.encoder, "forward", one_code_a_pose)
+    example = experiment._val.examples[0]
+    pose, pocket = experiment._val.pocket(example, np.random.default_rng(0))
+    with torch.no_grad():
+        given = experiment.denoiser.encode(*pocket)
+        certainty, information, kinds = experiment._pointers(given, pose, pose)
+    torch.testing.assert_close(information, torch.tensor([math.log(7), 0.0]).double())
+    torch.testing.assert_close(certainty, torch.ones(2).double())
+    first = int(example.receptor.residue_type[0])
+    torch.testing.assert_close(kinds[:, first], torch.ones(2).double())
 
 
 def test_prior_learns_the_encoders_pointers(
