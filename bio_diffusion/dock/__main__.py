@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn
+
+from bio_diffusion.command import Parser
 
 _EPILOG = """\
 Words key=value override settings (names in configs/dock.yaml), such as starts=64.
@@ -27,16 +28,9 @@ Examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the whole usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line; needs nothing but the standard library."""
-    p = _Parser(
+    p = Parser(
         prog="python -m bio_diffusion.dock",
         description="Docks ligands into a protein and writes ranked, checked poses.",
         epilog=_EPILOG,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from .files import InputError, one_line
+from bio_diffusion.files import InputError, one_line
 
 __all__ = ["Limits", "unpack"]
 

@@ -24,8 +24,9 @@ import numpy as np
 from rdkit import Chem
 from scipy.spatial import cKDTree
 
+from bio_diffusion.files import InputError, one_line, read_text, slug
+
 from .bonds import apply_template, near_pairs, perceive, with_orders
-from .files import InputError, one_line, read_text, slug
 from .ligand import MAX_HEAVY_ATOMS, Ligand, Refused, prepare
 from .ligand_files import parse_smiles
 from .receptor import Receptor, assemble

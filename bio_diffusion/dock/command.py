@@ -8,7 +8,6 @@ costs only itself.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import logging
 import os
@@ -16,7 +15,6 @@ import signal
 import statistics
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -27,14 +25,14 @@ import numpy as np
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.command import Progress, exit_status, keep_trace
 from bio_diffusion.config import ConfigError, compose, dump, merge
+from bio_diffusion.files import one_line
 
 from .complex import Failure, InputError, Ligand, slug
-from .files import one_line
 from .parallel import Crash, Outcome, Outcomes, require_dask, run_dask, run_here, run_pool
 from .pipeline import Settings
 from .plan import Job, Plan, Session
-from .progress import Progress, keep_trace, logging_into, logging_to
 from .report import Report
 from .results import ResultFolder, job_key
 from .target import Place, facts
@@ -46,32 +44,7 @@ log = logging.getLogger("bio_diffusion.dock")
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command for parsed options and returns the exit status."""
-    task: _Run | None = None
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(logging_to(options.quiet))
-        try:
-            if options.log_file:
-                stack.enter_context(logging_into(options.log_file))
-            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
-            signal.signal(signal.SIGTERM, _interrupt)
-            task = _Run(options)
-            return task.execute()
-        except (InputError, ConfigError, CheckpointError) as error:
-            log.error("%s", one_line(error, 500))
-            return 2
-        except KeyboardInterrupt:
-            log.error("interrupted")
-            return 130
-        except Exception as error:  # a fault of ours: one line, and the traceback in a file
-            trace = traceback.format_exc()
-            where = keep_trace(trace, options.log_file, task.folder.path if task else None)
-            log.error("internal fault: %s: %s; %s", type(error).__name__, one_line(error), where)
-            return 1
-
-
-def _interrupt(*_: Any) -> None:  # noqa: ANN401 - a signal handler's arguments
-    raise KeyboardInterrupt
+    return exit_status(options, log, _Run, (ConfigError, CheckpointError))
 
 
 class _Run:
@@ -109,9 +82,13 @@ class _Run:
         name = slug(self.plan.main.receptor.name) or "protein"
         path = Path(options.out) if options.out else Path("docking-results") / name
         self.folder = ResultFolder.open(path, options.resume, options.overwrite)
-        self.progress = Progress(options.quiet)
+        self.progress = Progress(log, options.quiet, "ligands")
         self.reused = 0
         self.seconds: list[float] = []
+
+    @property
+    def place(self) -> Path:
+        return self.folder.path
 
     def execute(self) -> int:
         """Docks everything and returns the exit status."""
@@ -188,7 +165,7 @@ class _Run:
         ligand, result = outcome.job.ligand, outcome.result
         if isinstance(result, Crash):
             if result.trace:
-                keep_trace(result.trace, self.options.log_file, self.folder.path)
+                keep_trace(log, result.trace, self.options.log_file, self.folder.path)
             self._fail(ligand.id, result.code, result.reason)
             return
         self.folder.add(ligand.id, outcome.job.key, result)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bio_diffusion.files import InputError, one_line, slug
+
 from .bound import bound_ligand
-from .files import InputError, one_line, slug
 from .ligand import Failure, Ligand
 from .ligand_files import read_ligands, reference_coords
 from .receptor import Receptor, read_receptor

@@ -24,9 +24,9 @@ from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from torch import Tensor
 
 from bio_diffusion.dock.featurize import torsion_tree
-from bio_diffusion.dock.files import InputError
 from bio_diffusion.dock.pose import TorsionTree, align, twist
 from bio_diffusion.dock.stereo import Stereo
+from bio_diffusion.files import InputError
 
 __all__ = ["ConformerError", "conformers", "match_torsions", "matched_conformer"]
 

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bio_diffusion.files import InputError, one_line, require_file, slug
+
 from .archive import Limits, require_free, unpack
-from .files import InputError, one_line, require_file, slug
 from .prepare import complex_folders
 
 __all__ = ["fetch", "main"]

@@ -15,7 +15,7 @@ from rdkit.Chem import rdmolops
 from rdkit.Chem.MolStandardize import rdMolStandardize
 from rdkit.rdBase import BlockLogs
 
-from .files import one_line
+from bio_diffusion.files import one_line
 
 MAX_HEAVY_ATOMS = 150
 """Largest ligand taken: beyond it a rigid-body and torsion search has no meaning."""

@@ -27,8 +27,9 @@ import numpy as np
 from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
+from bio_diffusion.files import InputError, one_line, read_text, require_file, slug
+
 from .bonds import apply_template, molecule_from_pdb
-from .files import InputError, one_line, read_text, require_file, slug
 from .ligand import (
     MAX_HEAVY_ATOMS,
     Failure,

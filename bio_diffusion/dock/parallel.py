@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from .files import InputError, one_line
+from bio_diffusion.files import InputError, one_line
 
 __all__ = ["Crash", "Outcome", "Outcomes", "require_dask", "run_dask", "run_here", "run_pool"]
 

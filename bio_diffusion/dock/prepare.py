@@ -29,7 +29,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from .files import InputError, one_line, read_text
+from bio_diffusion.files import InputError, one_line, read_text
 
 __all__ = ["complex_folders", "example_from_files", "main", "read_manifest"]
 

@@ -33,8 +33,9 @@ import gemmi
 import numpy as np
 from scipy.spatial import cKDTree
 
+from bio_diffusion.files import InputError, one_line
+
 from .amino_acids import BACKBONE, SIDE_CHAINS
-from .files import InputError, one_line
 from .residues import METAL_REACH, METALS, Group, read_groups, read_structure
 
 _LISTED = 5  # residues named in a note, the rest only counted

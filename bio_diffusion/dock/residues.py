@@ -14,7 +14,7 @@ import gemmi
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .files import InputError, one_line, read_text
+from bio_diffusion.files import InputError, one_line, read_text
 
 METALS = frozenset("Na K Mg Ca V Mn Fe Co Ni Cu Zn Mo Cd W".split())
 """Metal ions kept beside a protein: those of biology, and cadmium, which stands in for zinc."""

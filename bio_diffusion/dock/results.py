@@ -23,11 +23,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
-from .files import InputError, one_line
+from bio_diffusion.files import InputError, cell, one_line, write_atomic
 
-__all__ = ["COLUMNS", "Journal", "ResultFolder", "job_key", "sd_record", "write_atomic"]
+__all__ = ["COLUMNS", "Journal", "ResultFolder", "job_key", "sd_record"]
 
 JOURNAL = ".journal.jsonl"
 FILES = ("poses.sdf", "results.csv", "failures.csv", "summary.json", "report.html", "config.yaml")
@@ -56,25 +56,6 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return (*((0, int(p), p) if p.isdigit() else (1, 0, p) for p in pieces), (-1, 0, name))
 
 
-def cell(value: Any) -> str:
-    """One cell of a table: numbers as they are, text so that no spreadsheet runs it.
-
-    Text that begins with `=`, `+`, `-`, `@`, a tab or a line end gets a leading apostrophe.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    text = str(value)
-    return "'" + text if text[:1] in tuple("=+-@\t\r\n") and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", text) is not None
-
-
 def sd_record(molblock: str, row: Mapping[str, Any]) -> str:
     """One record of an SDF file: a MOL block and the fields of a pose, empty ones left out.
 
@@ -88,35 +69,6 @@ def sd_record(molblock: str, row: Mapping[str, Any]) -> str:
             # a leading space keeps text apart from what an SDF reader takes for syntax
             lines += [f">  <{name}>", " " + text if text.startswith((">", "$$$$")) else text, ""]
     return "\n".join([*lines, "$$$$", ""])
-
-
-@contextlib.contextmanager
-def write_atomic(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when it is whole and on the disk.
-
-    Raises:
-        OSError: It cannot be written; the old version stays.
-    """
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class Journal:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bio_diffusion.files import one_line
+
 from .complex import (
     InputError,
     Ligand,
@@ -24,7 +26,6 @@ from .complex import (
     site_from_ligand,
     site_from_residues,
 )
-from .files import one_line
 
 __all__ = ["PROBES", "Place", "Target", "facts", "open_target", "probes", "split_bound"]
 

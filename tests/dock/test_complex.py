@@ -273,7 +273,7 @@ def test_a_folder_is_refused(tmp_path):
 
 
 def test_a_gzip_bomb_is_refused(tmp_path):
-    from bio_diffusion.dock.files import read_text
+    from bio_diffusion.files import read_text
 
     path = tmp_path / "bomb.pdb.gz"
     path.write_bytes(gzip.compress(b"A" * 2_000_000))

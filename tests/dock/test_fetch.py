@@ -19,7 +19,7 @@ import pytest
 from bio_diffusion.dock import fetch, prepare
 from bio_diffusion.dock.archive import Limits, unpack
 from bio_diffusion.dock.dataset import CompactSet
-from bio_diffusion.dock.files import InputError
+from bio_diffusion.files import InputError
 from tests.dock.test_prepare import make_complexes
 
 

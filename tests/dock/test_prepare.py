@@ -11,7 +11,7 @@ from rdkit import Chem
 from bio_diffusion.dock import prepare
 from bio_diffusion.dock.complex import read_receptor
 from bio_diffusion.dock.dataset import CompactSet
-from bio_diffusion.dock.files import InputError
+from bio_diffusion.files import InputError
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "data" / "demo"

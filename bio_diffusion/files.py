@@ -1,11 +1,28 @@
-"""Opening the files that users name: one place for missing, huge, packed, and binary ones."""
+"""Files that users name and files that they get.
+
+One place for missing, huge, packed and binary inputs, and for tables that are never half written.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = [
+    "InputError",
+    "cell",
+    "one_line",
+    "read_text",
+    "require_file",
+    "slug",
+    "write_atomic",
+]
 
 MAX_BYTES = 512 * 2**20
 """Most bytes that one input may hold once unpacked: no single structure needs more, a bomb does."""
@@ -126,3 +143,51 @@ def slug(text: object, limit: int = 80) -> str:
     kept = re.sub(r"[^A-Za-z0-9._+-]+", "_", str(text))
     kept = re.sub(r"\.{2,}", "_", kept)
     return kept.lstrip("._+-")[:limit].rstrip("._+-")
+
+
+def cell(value: Any) -> str:
+    """One cell of a table: numbers as they are, text so that no spreadsheet runs it.
+
+    Text that begins with `=`, `+`, `-`, `@`, a tab or a line end gets a leading apostrophe.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    text = str(value)
+    return "'" + text if text[:1] in tuple("=+-@\t\r\n") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", text) is not None
+
+
+@contextmanager
+def write_atomic(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when it is whole and on the disk.
+
+    Raises:
+        OSError: It cannot be written; the old version stays.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
