@@ -167,7 +167,7 @@ class _Labelled(nn.Module):
     def parts(
         self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor
     ) -> dict[str, Tensor]:
-        return {"loss": prediction}
+        return {"loss": prediction.detach()}
 
 
 class DesignPredictor(_Sequences):

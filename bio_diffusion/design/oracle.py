@@ -107,7 +107,7 @@ class _Clean(nn.Module):
     def parts(
         self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor
     ) -> dict[str, Tensor]:
-        return {"loss": prediction}
+        return {"loss": prediction.detach()}
 
 
 class OracleFit:

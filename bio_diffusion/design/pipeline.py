@@ -11,7 +11,7 @@ Shapes: B batch (`CHUNK`), L sites, V letters, P properties.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ from bio_diffusion.design.dataset import Property, find_data, read_rows
 from bio_diffusion.design.model import Generator, Predictor
 from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
 from bio_diffusion.diffusion.categorical import Autoregressive
-from bio_diffusion.diffusion.guidance import ClassifierFree
+from bio_diffusion.diffusion.guidance import (
+    ClassifierFree,
+    ExactClassifier,
+    FirstOrderClassifier,
+)
 from bio_diffusion.diffusion.process import Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
-from bio_diffusion.diffusion.schedule import Curve, uniform
+from bio_diffusion.diffusion.schedule import uniform
 from bio_diffusion.diffusion.training import keyed_generator
 
 __all__ = ["Designer"]
@@ -37,6 +41,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CHUNK = 64
+# Letters times sites up to which cbg asks its predictor about each: first-order guidance is some
+# hundred times cheaper, but says little where the predictor is sure of itself.
+EXACT = 600
 
 
 class Designer:
@@ -50,9 +57,11 @@ class Designer:
         sha256: of the model's file.
     """
 
-    def __init__(self, loaded: Checkpoint, device: torch.device, name: str) -> None:
+    def __init__(self, path: Path, device: torch.device) -> None:
+        loaded = checkpoint.load(path, "design")
         settings = loaded.config["experiment"]
-        self.name, self.device, self.sha256 = name, device, loaded.sha256
+        self.path, self.name, self.device = path, path.stem, device
+        self.sha256 = loaded.sha256
         self.settings: Mapping[str, Any] = settings
         self.tokenizer = tokenizer_for(settings["letters"], settings["length"])
         self.length: int = settings["length"]
@@ -60,7 +69,6 @@ class Designer:
         self.labelled, self.model = _restored(loaded, Generator)
         self.model.to(device)
         self.process = self.model.process
-        self.curve = None if loaded.grid is None else Curve.from_dict(loaded.grid)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -83,11 +91,7 @@ class Designer:
                 f"no model is called {model!r}; name a file or one of {', '.join(cls.names())}"
             )
         chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
-        return cls(
-            checkpoint.load(path, "design"),
-            torch.device("cpu" if chosen == "auto" else chosen),
-            model,
-        )
+        return cls(path, torch.device("cpu" if chosen == "auto" else chosen))
 
     @property
     def properties(self) -> dict[str, tuple[str, ...]]:
@@ -188,12 +192,49 @@ class Designer:
         self, guidance: str, gamma: float, label: Tensor
     ) -> tuple[tuple[Guidance, ...], Tensor]:
         """The guidance and the labels that the network itself is told."""
+        null = self.model.unlabelled
         if guidance == "none":
             return (), label
         if guidance == "cfg":
-            null = self.model.unlabelled
             return (ClassifierFree(self.process, self.model, gamma - 1, null),), label
-        raise ValueError(f"no guidance is called {guidance!r}; there are none, cfg")
+        if guidance == "cbg":
+            exact = self.length * self.process.letters <= EXACT
+            kind = ExactClassifier if exact else FirstOrderClassifier
+            return (kind(self.log_p(label), gamma),), null(label)
+        raise ValueError(f"no guidance is called {guidance!r}; there are none, cfg, cbg")
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """p(y | x_t) of the model's own properties: the file NAME_predictor beside the model's.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to other letters or properties.
+        """
+        path = self.path.with_name(f"{self.path.stem}_predictor.safetensors")
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such file; guidance cbg needs a predictor of the model {self.name}, "
+                "guidance cfg does not"
+            )
+        loaded = checkpoint.load(path, "predictor")
+        properties, model = _restored(loaded, Predictor)
+        same = ("letters", "length", "process")
+        if properties != self.labelled or any(
+            loaded.config["experiment"][key] != self.settings[key] for key in same
+        ):
+            raise CheckpointError(f"{path}: was not trained for the model {self.name}")
+        return model.to(self.device)
+
+    def log_p(self, label: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """x_t, t -> log p(y | x_t), (B,), of the classes that are told in `label` (P,)."""
+        wanted = [(i, int(y)) for i, y in enumerate(label) if y < self.labelled[i].classes]
+        predictor = self.predictor
+
+        def evidence(x_t: Tensor, t: Tensor) -> Tensor:
+            log_p = predictor(x_t, t)
+            return sum((log_p[i][:, y] for i, y in wanted), torch.zeros(len(x_t), device=t.device))
+
+        return evidence
 
 
 def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property], Any]:
@@ -215,13 +256,3 @@ def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property]
         for (name, spec), w, cut in zip(specs.items(), words, cuts, strict=True)
     ]
     return properties, model.eval()
-
-
-def load_predictor(path: Path, device: torch.device) -> tuple[list[Property], Predictor]:
-    """A predictor p(y | x_t) and its properties.
-
-    Raises:
-        CheckpointError: the file cannot be used.
-    """
-    properties, model = _restored(checkpoint.load(path, "predictor"), Predictor)
-    return properties, model.to(device)
