@@ -1,4 +1,4 @@
-"""What auxiliary variables are worth: bounds of four fixed linear diffusions and learned ones on toys.
+"""What auxiliary variables are worth: bounds of linear diffusions, fixed and learned, on toys.
 
     python benchmarks/linear_toy.py exact                        with exact scores: a minute
     python benchmarks/linear_toy.py train --out runs.jsonl       36 networks, some seconds each
@@ -250,9 +250,9 @@ def main():
     command.add_argument("--out", type=Path, required=True, help="one line a network")
     command.add_argument("--data", nargs="+", default=["mixture", "torsions"])
     command.add_argument("--seeds", type=int, default=3)
-    command.add_argument("--steps", type=int, default=1000)
+    command.add_argument("--steps", type=int, default=600)
     command.add_argument("--batch", type=int, default=256)
-    command.add_argument("--draws", type=int, default=128, help="of time and noise a point")
+    command.add_argument("--draws", type=int, default=64, help="of time and noise a point")
     command.set_defaults(run=train_all)
     command = commands.add_parser("table")
     command.add_argument("runs", type=Path)
