@@ -74,7 +74,7 @@ class TokenTransition(Transition):
     def divergence(self, other: TokenTransition) -> Tensor:
         """KL(self || other) of each site, (B, L) in nats."""
         q, p = self.law(), other.law()
-        return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)
+        return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1).clamp(min=0)  # rounding
 
     @property
     @abstractmethod

@@ -4,7 +4,9 @@ A length looks at samples x_t of p_t and says how much work there is from t to s
 `schedule` averages it over samples, takes the root of its order and spreads the knots evenly.
 Which length suits depends on the sampler: `TruncationError` for its own solver of the probability
 flow, `VelocityNormalised` for second-order solvers and corrected sampling. Ancestral steps are near
-their best on a geometric grid: measure before putting an adaptive one in its place.
+their best on a geometric grid: measure before putting an adaptive one in its place. For tokens
+`PathDivergence` is the length: on small exact worlds never worse than even steps, with a third of
+their divergence under uniform noise, where `schedule.sine` comes close without any measuring.
 
 Shapes: B batch.
 
@@ -19,16 +21,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.process import (
     Brownian,
     Prediction,
     Process,
+    Source,
     State,
     broadcast,
     tangent_map,
 )
 
-__all__ = ["CorrectorOptimised", "Denoise", "Length", "TruncationError", "VelocityNormalised"]
+__all__ = [
+    "CorrectorOptimised",
+    "Denoise",
+    "Length",
+    "PathDivergence",
+    "TruncationError",
+    "VelocityNormalised",
+]
 
 Denoise = Callable[[State, Tensor], Prediction]  # a denoiser with its cond filled in
 
@@ -135,6 +146,36 @@ class TruncationError:
 
     def _at_the_end(self, error: Tensor, sigma_t: Tensor, c: float) -> Tensor:
         return _times(c ** (1 - self.solver_order) / (c**2 + sigma_t**2).sqrt(), error)
+
+
+class PathDivergence:
+    """What a step of tokens loses by drawing all sites at once, beside two steps of half its size.
+
+        L = E_{x_m ~ q(x_m | x_t)} KL( q(x_s | x_m, predicted at x_m) || q(x_s | x_m, at x_t) )
+
+    One step from t to s is the same as two halves of which the second knows no more than the first,
+    so this is the divergence of the two paths, in nats. Under masking, with h(alpha) the entropy of
+    a masked site's letter and n sites, it is n |h'| d alpha^2 / 4 for small steps.
+
+    Args:
+        generator: of the draw of x_m.
+
+    Source: Watson et al. 2022 (the bound as the cost of a step); the excess of a step derived here.
+    """
+
+    order = 2
+
+    def __init__(self, generator: Source = None) -> None:
+        self.generator = generator
+
+    def __call__(
+        self, process: Tokens, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
+    ) -> Tensor:
+        m = (t + s) / 2
+        now = denoise(x_t, t).double()
+        x_m = process.transition(x_t, now, t, m).sample(self.generator)
+        two, one = (process.transition(x_m, p, m, s) for p in (denoise(x_m, m).double(), now))
+        return two.divergence(one).sum(-1)
 
 
 def _times(coefficient: Tensor, tangent: Tensor) -> Tensor:

@@ -27,9 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.lengths import (
     CorrectorOptimised,
     Length,
+    PathDivergence,
     TruncationError,
     VelocityNormalised,
 )
@@ -46,12 +48,14 @@ __all__ = [
     "Curve",
     "Length",
     "Online",
+    "PathDivergence",
     "TruncationError",
     "VelocityNormalised",
     "cosine",
     "fit_curve",
     "karras",
     "log_snr",
+    "sine",
     "uniform",
 ]
 
@@ -62,6 +66,12 @@ __all__ = [
 def uniform(n: int) -> Tensor:
     """N + 1 even times from 1 to 0."""
     return torch.linspace(1, 0, n + 1)
+
+
+def sine(n: int) -> Tensor:
+    """N + 1 times with 1 - t on a sine: short steps at low noise, as tokens under uniform noise
+    need them, where an early mistake is repaired and a late one is not."""
+    return 1 - torch.sin(torch.pi / 2 * torch.linspace(0, 1, n + 1))
 
 
 def log_snr(process: Brownian, n: int, t_min: float | None = None) -> Tensor:
@@ -211,8 +221,11 @@ class Curve:
         return cls(tuple(data["times"]), tuple(data["lengths"]))
 
 
-def probe_grid(process: Brownian, intervals: int) -> Tensor:
-    """K + 1 rising times, even in log noise level, from the lowest that has noise to 1."""
+def probe_grid(process: Any, intervals: int) -> Tensor:
+    """K + 1 rising times to measure between: even in log noise level, from the lowest that has
+    noise to 1; for tokens even in time."""
+    if isinstance(process, Tokens):
+        return torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([_lowest(process), 1.0], dtype=torch.float64)
     low, high = process.level(ends).log()
     times = _invert(
@@ -234,11 +247,11 @@ def fit_curve(
     """Measure a trained model and return its curve; one pass, 2 K network calls for each batch.
 
     Args:
-        process: the process.
+        process: the process; one with a noise level, or of tokens.
         denoiser: the trained network; evaluated without dropout and gradients.
         length: what a step costs.
         batches: (x_0, cond) pairs of data, a few hundred states in all; averaged before the root.
-        probe: rising times (K + 1,), or K for even steps of log noise level.
+        probe: rising times (K + 1,), or K for those of `probe_grid`.
         generator: of the noise.
         device: where the network lives.
 
@@ -296,7 +309,7 @@ class Online:
 
     def __init__(
         self,
-        process: Brownian,
+        process: Any,
         length: Length,
         probe: Tensor | int = 64,
         decay: float = 0.9,
