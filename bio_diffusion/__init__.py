@@ -1,4 +1,4 @@
-"""Diffusion models for molecules on one shared core.
+"""Diffusion models for molecules and genomes on one shared core.
 
 The public names load on first use, so that importing the package (and every `--help`) imports no
 torch.
@@ -9,7 +9,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Docker": "bio_diffusion.dock.pipeline"}  # name -> module
+_PUBLIC = {  # name -> module
+    "Designer": "bio_diffusion.design.pipeline",
+    "Docker": "bio_diffusion.dock.pipeline",
+}
 
 __all__ = ["__version__", *_PUBLIC]
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WINDOW, WINDOWS = 256, 2000
+RENAMED = {"n_rings": "rings"}
 KEPT = {
-    "molecules/qm9": ("smiles", "qed", "n_rings", "logp", "sa", "split"),
-    "molecules/zinc250k": ("smiles", "qed", "n_rings", "logp", "sa", "split"),
+    "molecules/qm9": ("smiles", "qed", "rings", "logp", "sa", "split"),
+    "molecules/zinc250k": ("smiles", "qed", "rings", "logp", "sa", "split"),
     "molecules/kinase_activity": ("smiles", "gsk3b", "jnk3", "split"),
     "genomics/ecoli_promoters": ("sequence", "expression", "split"),
 }
@@ -32,7 +33,9 @@ SPECIES = (
 
 def read(path: Path) -> Iterator[dict[str, str]]:
     with gzip.open(path, "rt", newline="") as file:
-        yield from csv.DictReader(file)
+        reader = csv.DictReader(file)
+        reader.fieldnames = [RENAMED.get(name, name) for name in reader.fieldnames or ()]
+        yield from reader
 
 
 def write(path: Path, columns: Iterable[str], rows: Iterable[dict[str, str]]) -> None:
