@@ -239,6 +239,10 @@ class Words:
 
     def denoiser(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """What the minimiser of the process's loss predicts."""
+        if len(x_t) > len(self.states) and bool((t == t[0]).all()):  # each state once
+            place = self.states.max() + 1
+            number = (x_t * torch.stack([place**2, place, place**0])).sum(-1)
+            return self.denoiser(self.states, t[:1].expand(len(self.states)))[number]
         if isinstance(self.process, Uniform):
             return self.leave_one_out(x_t, t)
         return (self.posterior if isinstance(self.process, Absorbing) else self.causal)(x_t, t)
