@@ -132,6 +132,8 @@ class Network(torch.nn.Module):
         for a, b in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [torch.nn.Linear(a, b), torch.nn.SiLU()]
         self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(width, d))
+        torch.nn.init.zeros_(self.layers[-1].weight)  # begins as the bound of normal data
+        torch.nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x, noise, cond=None):
         flat = torch.cat([x.flatten(1), noise[:, None] / 4], -1)

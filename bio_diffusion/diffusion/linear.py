@@ -363,17 +363,18 @@ def _trace(matrix: Tensor) -> Tensor:
 class NoisePrediction(nn.Module):
     """A score from a plain network F that keeps unit size, around that of Gaussian data.
 
-        s(u_t) = -Sigma_c^-1 u_t - L^-T F(u_t / std, ln tau, cond)
+        s(u_t) = -Sigma_c^-1 u_t - L^-T c_out F(u_t / std, ln tau, cond)
 
-    Sigma_c is the covariance of u_t for data of variance c^2, std the root of its diagonal, and L
-    the factor of the kernel in training. F = 0 is exact for data N(0, c^2).
+    Sigma_c is the covariance of u_t for data of variance c^2, std the root of its diagonal, L the
+    factor of the kernel in training, and c_out^2 = diag(1 - L^T Sigma_c^-1 L) what is left of the
+    variance of eps once u_t is known. F = 0 is exact for data N(0, c^2).
 
     Args:
         network: F(input (B, K, *), noise (B,), cond) -> (B, K, *).
         process: gives the kernels and c = sigma_data.
 
-    Source: without the first term, Singhal et al. 2023; with it, the mixed score of Dockhorn et al.
-        2022, here with the data's width in place of the prior's.
+    Source: Singhal et al. 2023 have -L^-T F alone; the first term is the mixed score of Dockhorn et
+        al. 2022 with the data's width in place of the prior's; c_out is Karras et al. 2022's.
     """
 
     def __init__(self, network: Callable[..., Tensor], process: LinearDiffusion) -> None:
@@ -383,10 +384,11 @@ class NoisePrediction(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         E, Sigma, L = self.process.conditional(t)
         covariance = self.process.covariance(E, Sigma)
-        scale = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1).rsqrt())
-        one = torch.eye(self.process.variables, dtype=L.dtype, device=L.device).expand_as(L)
+        R = torch.linalg.cholesky(covariance)
+        std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        known = torch.linalg.solve_triangular(R, L, upper=False).square().sum(1)
+        out = (1 - known).clamp(min=1e-12).sqrt()
         noise = self.process.clock.tau(t).log().to(x_t)
-        output = self.network(apply(scale, x_t), noise, cond)
-        upper = torch.linalg.solve_triangular(L.mT, one, upper=True)
-        linear = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        return -apply(linear, x_t) - apply(upper, output)
+        output = self.network(apply(torch.diag_embed(1 / std), x_t), noise, cond)
+        upper = torch.linalg.solve_triangular(L.mT, torch.diag_embed(out), upper=True)
+        return -apply(torch.cholesky_inverse(R), x_t) - apply(upper, output)
