@@ -2,8 +2,8 @@
 
 The fitted curve is kept in the model's file, so that any number of steps can be drawn from it
 later; `--schedule adaptive` then uses it. Lengths: `velocity` (the corrector's cost with the width
-of p_t as its speed), `corrector` (with the noise level) and `truncation` (local error of an Euler
-step).
+of p_t as its speed), `corrector` (with the noise level), `truncation` (local error of an Euler
+step), and for tokens `path` (what a step loses by drawing all sites at once).
 """
 
 import argparse
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "fit", "main"]
 
-LENGTHS = ("velocity", "corrector", "truncation")
-# kind of model -> what gives its process, network and data to measure on
-_PROBES = {"dock": "bio_diffusion.dock.network:schedule_probe"}
+LENGTHS = {
+    "velocity": "VelocityNormalised",
+    "corrector": "CorrectorOptimised",
+    "truncation": "TruncationError",
+    "path": "PathDivergence",
+}
+# kind of model -> what gives its process, network and data to measure on, and its usual length
+_PROBES = {
+    "dock": ("bio_diffusion.dock.network:schedule_probe", "velocity"),
+    "design": ("bio_diffusion.design.pipeline:schedule_probe", "path"),
+}
 
 
 class Probe(NamedTuple):
@@ -34,13 +42,13 @@ class Probe(NamedTuple):
 
 
 def fit(
-    path: Path, length: str, probes: int, intervals: int, out: Path | None = None
+    path: Path, length: str | None, probes: int, intervals: int, out: Path | None = None
 ) -> "tuple[Curve, str]":
     """Fits a curve to the model in `path` and writes the model with it to `out`.
 
     Args:
         path: a model file.
-        length: one of `LENGTHS`.
+        length: one of `LENGTHS`; the usual one of the model's kind when None.
         probes: complexes, sequences or pictures to measure on.
         intervals: of the probe grid.
         out: the file to write; `path` itself when None.
@@ -63,13 +71,13 @@ def fit(
             f"{path}: no time grid can be fitted to a model of kind {kind!r} (only to "
             f"{', '.join(_PROBES)})"
         )
-    module, _, name = _PROBES[kind].partition(":")
+    probe, usual = _PROBES[kind]
+    length = length or usual
+    if (length == "path") != (usual == "path"):
+        raise ValueError(f"{path}: the length {length!r} does not suit a model of kind {kind!r}")
+    module, _, name = probe.partition(":")
     process, denoiser, batches = getattr(import_module(module), name)(path, probes)
-    chosen = {
-        "velocity": lengths.VelocityNormalised,
-        "corrector": lengths.CorrectorOptimised,
-        "truncation": lengths.TruncationError,
-    }[length]()
+    chosen = getattr(lengths, LENGTHS[length])()
     generator = torch.Generator().manual_seed(0)
     curve = schedule.fit_curve(process, denoiser, chosen, batches, intervals, generator)
     loaded = checkpoint.load(path, kind)
@@ -87,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("fit", help="fit an adaptive time grid and keep it in the model")
     command.add_argument("--model", type=Path, required=True, help="a model file")
     command.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
-    command.add_argument("--length", choices=LENGTHS, default="velocity")
+    command.add_argument("--length", choices=LENGTHS, help="what a step costs")
     command.add_argument("--probes", type=int, default=32, help="data to measure on")
     command.add_argument("--intervals", type=int, default=40, help="of the probe grid")
     command.add_argument("--out", type=Path, help="write the model here instead of in place")

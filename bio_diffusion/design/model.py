@@ -5,6 +5,7 @@ Shapes: B batch, L sites, V letters, P properties, K classes of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,19 @@ class Generator(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.head(self.body(x_t, t, cond)).float().log_softmax(-1)
+        seen = self._seen(x_t)
+        log_p = self.head(self.body(x_t[:, :seen], t, cond)).float().log_softmax(-1)
+        # sites after the next one to write: their laws are asked for by nobody
+        even = -math.log(self.process.letters)
+        rest = log_p.new_full((len(x_t), x_t.shape[1] - seen, self.process.letters), even)
+        return torch.cat([log_p, rest], dim=1)
+
+    def _seen(self, x_t: Tensor) -> int:
+        """How many sites the network must look at: left-to-right models need not see blanks."""
+        if not self.body.causal:
+            return x_t.shape[1]
+        written = int((x_t != self.process.letters).sum(-1).max())
+        return min(written + 1, x_t.shape[1])
 
     def unlabelled(self, cond: Tensor) -> Tensor:
         """The labels of a sample of which nothing is told."""

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from bio_diffusion import checkpoint
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError
-from bio_diffusion.design.dataset import Property, find_data, read_rows
+from bio_diffusion.design.dataset import Property, SequenceSet, find_data, read_rows
 from bio_diffusion.design.model import Generator, Predictor
 from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
-from bio_diffusion.diffusion.categorical import Autoregressive
+from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
 from bio_diffusion.diffusion.guidance import (
     ClassifierFree,
     ExactClassifier,
@@ -32,7 +32,7 @@ from bio_diffusion.diffusion.guidance import (
 )
 from bio_diffusion.diffusion.process import Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
-from bio_diffusion.diffusion.schedule import uniform
+from bio_diffusion.diffusion.schedule import Curve, uniform
 from bio_diffusion.diffusion.training import keyed_generator
 
 __all__ = ["Designer"]
@@ -69,6 +69,7 @@ class Designer:
         self.labelled, self.model = _restored(loaded, Generator)
         self.model.to(device)
         self.process = self.model.process
+        self.curve = None if loaded.grid is None else Curve.from_dict(loaded.grid)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -139,6 +140,7 @@ class Designer:
         guidance: str = "none",
         gamma: float = 1.0,
         steps: int = 32,
+        schedule: str = "uniform",
         seed: int = 0,
         constraints: Sequence[Guidance] = (),
         step: Step | None = None,
@@ -153,6 +155,7 @@ class Designer:
                 classifier, "cbg" steers the unconditioned model by a predictor p(y | x_t).
             gamma: strength; 1 is the conditioned model itself.
             steps: of the sampler; a left-to-right model takes its length instead.
+            schedule: of the steps, "uniform" or the "adaptive" one fitted to the model.
             seed: of all randomness.
             constraints: maps of transitions, applied after guidance.
             step: how to take a step; `sampling.Reverse()` unless told otherwise.
@@ -163,7 +166,7 @@ class Designer:
         """
         label = self.labels(targets or {})
         steering, told = self._steering(guidance, gamma, label)
-        times = self.times(steps).to(self.device)
+        times = self.times(steps, schedule).to(self.device)
         cond = told.to(self.device).expand(CHUNK, -1)
         like = torch.zeros(CHUNK, self.length, dtype=torch.long, device=self.device)
         for start in range(first - first % CHUNK, first + n, CHUNK):
@@ -182,11 +185,24 @@ class Designer:
             chosen = x[max(0, first - start) : first + n - start]
             yield [self.tokenizer.decode(ids) for ids in chosen.tolist()]
 
-    def times(self, steps: int) -> Tensor:
-        """The grid of the sampler, (steps + 1,) from 1 to 0."""
+    def times(self, steps: int, schedule: str = "uniform") -> Tensor:
+        """The grid of the sampler, (steps + 1,) from 1 to 0; a site a step from left to right.
+
+        Raises:
+            ValueError: the schedule does not exist, or the model has no fitted one.
+        """
         if isinstance(self.process, Autoregressive):
             return uniform(self.length)
-        return uniform(steps)
+        if schedule == "uniform":
+            return uniform(steps)
+        if schedule != "adaptive":
+            raise ValueError(f"no schedule is called {schedule!r}; there are uniform, adaptive")
+        if self.curve is None:
+            raise ValueError(
+                f"the model {self.name} has no fitted time grid; take uniform, or fit one: "
+                "python -m bio_diffusion.schedule fit --model FILE"
+            )
+        return self.curve.knots(steps)
 
     def _steering(
         self, guidance: str, gamma: float, label: Tensor
@@ -256,3 +272,23 @@ def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property]
         for (name, spec), w, cut in zip(specs.items(), words, cuts, strict=True)
     ]
     return properties, model.eval()
+
+
+def schedule_probe(path: Path, probes: int) -> tuple[Tokens, Generator, Any]:
+    """Process, network and held-out batches, told nothing, to fit a schedule on.
+
+    Raises:
+        ValueError: a left-to-right model has no grid to fit.
+    """
+    designer = Designer(path, torch.device("cpu"))
+    if isinstance(designer.process, Autoregressive):
+        raise ValueError(f"{path}: writes one site a step, so there is no time grid to fit")
+    data = SequenceSet(
+        find_data(designer.settings["data"]), "val", designer.settings["column"], designer.tokenizer
+    )
+    index = torch.randperm(len(data), generator=keyed_generator(0))[:probes]
+    batches = [
+        (data.x[part].long(), designer.labels({}).expand(len(part), -1))
+        for part in index.split(CHUNK)
+    ]
+    return designer.process, designer.model, batches
