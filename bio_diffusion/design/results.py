@@ -1,0 +1,180 @@
+"""The result folder of a run: tables that grow, never half written, and a journal to go on from.
+
+`.journal.jsonl` holds the settings in its first line and then every batch that was drawn, as
+strings; what is worth keeping follows from them anew. A line cut by a kill is dropped. The tables
+are written beside their old versions and renamed over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bio_diffusion.files import InputError, cell, one_line, write_atomic
+
+__all__ = ["FILES", "ResultFolder"]
+
+JOURNAL = ".journal.jsonl"
+FILES = ("designs.csv", "designs.fasta", "summary.json", "report.html", "config.yaml")
+
+
+class ResultFolder:
+    """What one run leaves behind. Made with `ResultFolder.open`.
+
+    Args:
+        path: The folder.
+        journal: Its journal, open at the end.
+        drawn: Batches of an earlier part of the run, by start.
+    """
+
+    def __init__(self, path: Path, journal: BinaryIO, drawn: list[list[list[str]]]) -> None:
+        self.path, self._journal, self.drawn = path, journal, drawn
+
+    @classmethod
+    def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
+        """Refuses a folder that cannot be used; changes nothing.
+
+        Raises:
+            InputError: It is a file, or holds something and neither `resume` nor `overwrite` was
+                said, or `resume` was and it holds no run.
+        """
+        name = one_line(path)
+        if path.exists() and not path.is_dir():
+            raise InputError("out_file", f"{name}: is a file; name a folder with --out")
+        there = [p.name for p in path.iterdir()] if path.is_dir() else []
+        if there and not (resume or overwrite):
+            raise InputError(
+                "out_exists",
+                f"{name}: already holds files; say --resume, --overwrite or another --out",
+            )
+        if resume and there and JOURNAL not in there:
+            raise InputError(
+                "out_exists",
+                f"{name}: holds no run to go on with; say --overwrite or another --out",
+            )
+
+    @classmethod
+    def open(
+        cls, path: Path, key: Mapping[str, Any], starts: int, resume: bool, overwrite: bool
+    ) -> ResultFolder:
+        """Makes or takes over a folder.
+
+        Args:
+            path: The folder; parents are made.
+            key: Everything that the draws follow from.
+            starts: How many there are.
+            resume: Go on with the run in it.
+            overwrite: Remove the results in it; other files stay.
+
+        Raises:
+            InputError: As `check`; or it cannot be written, another run writes there, or the run to
+                go on with had other settings.
+        """
+        cls.check(path, resume, overwrite)
+        name = one_line(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            journal = (path / JOURNAL).open("a+b")
+            _lock(journal, name)
+            if overwrite:
+                for file in FILES:
+                    (path / file).unlink(missing_ok=True)
+                journal.truncate(0)
+            for file in FILES:
+                (path / f".{file}.part").unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
+            ) from None
+        drawn: list[list[list[str]]] = [[] for _ in range(starts)]
+        lines, end = _whole_lines(journal)
+        journal.truncate(end)
+        known = json.loads(json.dumps(key))
+        if lines and lines[0] != known:
+            differing = sorted(k for k in {*known, *lines[0]} if known.get(k) != lines[0].get(k))
+            raise InputError(
+                "changed",
+                f"{name}: holds a run with another {', '.join(differing)}; "
+                "say --overwrite or another --out",
+            )
+        folder = cls(path, journal, drawn)
+        if not lines:
+            folder._append(known)
+        for line in lines[1:]:
+            drawn[line["start"]].append(line["drawn"])
+        return folder
+
+    def draw(self, start: int, batch: Sequence[str]) -> None:
+        """Stores one batch for good.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        self._append({"start": start, "drawn": list(batch)})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._journal.seek(0, os.SEEK_END)
+        self._journal.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def write_designs(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes `designs.csv`, and `designs.fasta` where the rows have a sequence."""
+        rows = list(rows)
+        with write_atomic(self.path / "designs.csv") as table:
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_cell(name, row.get(name)) for name in columns] for row in rows)
+        if "sequence" not in columns:
+            return
+        with write_atomic(self.path / "designs.fasta") as fasta:
+            told = [c for c in columns if c not in ("id", "sequence", "start")]
+            for row in rows:
+                about = " ".join(f"{name}={_cell(name, row.get(name))}" for name in told)
+                fasta.write(f">{row['id']} {about}\n{row['sequence']}\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one file of the folder whole."""
+        with write_atomic(self.path / name) as stream:
+            stream.write(text)
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Writes one file of the folder as JSON."""
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _cell(name: str, value: Any) -> str:
+    # A SMILES is written as it is: one may begin with [ or a letter, never with = + or @.
+    return str(value) if name in ("smiles", "sequence") else cell(value)
+
+
+def _whole_lines(journal: BinaryIO) -> tuple[list[dict[str, Any]], int]:
+    """The lines that are whole, and where the last of them ends."""
+    journal.seek(0)
+    lines, end = [], 0
+    for line in journal:
+        if not line.endswith(b"\n"):
+            break
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        end += len(line)
+    return lines, end
+
+
+def _lock(journal: BinaryIO, name: str) -> None:
+    with contextlib.suppress(ImportError):  # no such locks on this system
+        import fcntl
+
+        try:
+            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                "busy", f"{name}: another run writes there; wait or use --out"
+            ) from None
