@@ -49,7 +49,7 @@ class FakeDesigner:
     def load(cls, model="zinc", device="auto"):
         known = {"ecoli": ("dna", 30), "zinc": ("smiles", 24)}
         if model not in known:
-            raise CheckpointError(f"no model is called {model!r}; name a file or one of ecoli, zinc")
+            raise CheckpointError(f"no model is called {model!r}; there are ecoli, zinc")
         return cls(*known[model])
 
     @property
