@@ -125,7 +125,7 @@ class Plan:
             self.starts = self._dna() if self.domain == "dna" else self._smiles()
         except InputError:
             raise
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:  # the latter: JASPAR's file
             raise InputError("setting", one_line(error, 400)) from None
 
     def _check(self) -> None:
