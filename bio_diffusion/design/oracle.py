@@ -4,7 +4,7 @@ An oracle is never the predictor that guides: it sees clean sequences only, has 
 and its own training run. Molecules enter as Morgan fingerprints, DNA as letters.
 
     molecules   counts of Morgan environments of radius 2 in 2,048 bins -> probability of activity
-    DNA         letters -> log10 of the measured expression
+    DNA         letters -> the measured expression, learned as its logarithm
 
 Shapes: B batch, P targets, F features.
 """
@@ -12,7 +12,7 @@ Shapes: B batch, P targets, F features.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,14 @@ class ActivityOracle(nn.Module):
 
     @torch.no_grad()
     def score(self, strings: Sequence[str]) -> np.ndarray:
-        """(B, P): probability of activity (molecules), log10 expression (DNA); NaN: unreadable."""
+        """(B, P): probability of activity (molecules), expression in the units of the assay (DNA);
+        NaN where a string cannot be read."""
         self.eval()
         x, readable = self.features(strings)
         scores = torch.full((len(strings), len(self.targets)), torch.nan)
         if len(x):
             found = torch.cat([self(part) for part in x.split(512)])
-            scores[readable] = found if self.length else found.sigmoid()
+            scores[readable] = 10**found if self.length else found.sigmoid()
         return scores.numpy()
 
 
@@ -214,14 +215,14 @@ def auroc(score: Tensor, label: Tensor) -> float:
     return (total - many * (many - 1) / 2) / (many * few)
 
 
-def oracles(files: Mapping[str, Path]) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
-    """Scoring functions by target, of checkpoints {any name: file}.
+def oracles(*files: Path) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
+    """Scoring functions by target, of the oracles in these files.
 
     Raises:
         CheckpointError: a file cannot be used.
     """
     found: dict[str, Callable[[Sequence[str]], np.ndarray]] = {}
-    for path in files.values():
+    for path in files:
         loaded = checkpoint.load(path, "oracle")
         settings = loaded.config["experiment"]
         oracle = ActivityOracle(settings["targets"], settings["length"], settings["width"])

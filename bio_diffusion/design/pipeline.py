@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from bio_diffusion import checkpoint
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError
 from bio_diffusion.design.dataset import Property, SequenceSet, find_data, read_rows
 from bio_diffusion.design.model import Generator, Predictor
+from bio_diffusion.design.oracle import oracles
 from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
 from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
 from bio_diffusion.diffusion.guidance import (
@@ -107,6 +109,15 @@ class Designer:
         """
         path, column = find_data(self.settings["data"]), self.settings["column"]
         return [row[column] for split in ("train", "val", "test") for row in read_rows(path, split)]
+
+    @cached_property
+    def oracles(self) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
+        """Learned activities that designs can be scored on, by name: of the file NAME_oracle beside
+        the model's, and for molecules those that ship."""
+        files = [self.path.with_name(f"{self.path.stem}_oracle.safetensors")]
+        if self.domain == "smiles":
+            files.append(WEIGHTS / "kinase_oracle.safetensors")
+        return oracles(*(file for file in files if file.is_file()))
 
     def labels(self, targets: Mapping[str, int | str]) -> Tensor:
         """(P,) classes, "not told" for properties without a target.

@@ -39,9 +39,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings of each domain, by the names of the flags."""
 
 _AT_LEAST = {"n": 1, "steps": 1, "seed": 0, "max_draws": 1}
-# names of objectives under which the models' tables know them
-_COLUMNS = {"rings": ("n_rings",), "activity": ("expression", "activity")}
-_WHOLE = {"rings", "n_rings"}  # above 3 means 4 or more
+_WHOLE = {"rings"}  # above 3 means 4 or more
 
 
 class Model(Protocol):
@@ -52,6 +50,9 @@ class Model(Protocol):
     tokenizer: Any
     process: Any
     labelled: Any
+
+    @property
+    def oracles(self) -> Mapping[str, Oracle]: ...
 
     @property
     def properties(self) -> Mapping[str, Sequence[str]]: ...
@@ -110,7 +111,7 @@ class Plan:
         self.settings, self.model = settings, model
         self.domain: str = settings["domain"]
         self.warnings: list[str] = []
-        self.oracles: Mapping[str, Oracle] = getattr(model, "oracles", {})
+        self.oracles: Mapping[str, Oracle] = model.oracles
         self.scaffold: Scaffold | None = None
         try:
             self._check()
@@ -151,9 +152,8 @@ class Plan:
         """Classes asked for by name, and those in which the objectives hold."""
         found = {}
         for objective in self.objectives:
-            names = (objective.name, *_COLUMNS.get(objective.name, ()))
             for known in self.model.labelled:
-                if known.name in names and known.edges:
+                if known.name == objective.name and known.edges:
                     found[known.name] = _bin(objective, known.edges)
         for text in self.settings["target"]:
             name, place = self._target(str(text))

@@ -40,7 +40,7 @@ class FakeDesigner:
             self.training = [s[:length] for s in column("ecoli_promoters.csv.gz", "sequence", 60)]
         else:
             self.tokenizer = SmilesTokenizer(length, LETTERS)
-            self.labelled = (Property("qed", edges=(0.4, 0.5)), Property("n_rings", edges=(1.0,)))
+            self.labelled = (Property("qed", edges=(0.4, 0.5)), Property("rings", edges=(1.0,)))
             self.training = column("qm9.csv.gz", "smiles", 300)
         self.process = Uniform(len(self.tokenizer.letters))
         self.oracles = {"activity": lambda strings: [s.count("A") / 10 for s in strings]}

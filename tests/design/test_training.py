@@ -192,7 +192,7 @@ def test_an_oracle_learns_and_scores(table, tmp_path):
     }  # fmt: skip
     file = run(tmp_path / "oracle", spec, 120)
     assert load(file, "oracle").info["evaluation"]["strength_test"] > 0.6
-    score = oracles({"toy": file})["strength"]
+    score = oracles(file)["strength"]
     low, high, unreadable = score(["ATATATAT", "GGGGGGGG", "GG"])
     assert high > low and unreadable != unreadable
 
