@@ -8,6 +8,10 @@ DisCo is no process: latents are part of `cond`, so every process can have them 
 knows. In training they come in through the `condition` of `training.fit`; when sampling, from
 `sample_prior` before the first step; guidance on the latent is `guidance.ClassifierFree`.
 
+Nothing in the objective keeps the codes in use: `usage` tells, remedies are in `collapse`. Latents
+in ordered groups (layout before texture) are one sequence to the prior, and `Latents.groups` to the
+network; `sample_prior(known=...)` keeps the first and draws the others anew.
+
 Shapes: B batch, m latents, K codes. Codes may be pointers (to atoms, to residues): then K differs
 between batches, and impossible codes have logits of -inf.
 
@@ -17,15 +21,16 @@ Source: Xu, Corso, Jaakkola & Vahdat 2024, Section 3.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bio_diffusion.diffusion.process import Source, uniform
 
 __all__ = [
+    "CausalPrior",
     "Latents",
     "Prefixed",
     "Prior",
@@ -48,6 +53,20 @@ class Latents(NamedTuple):
     def hidden(self) -> Latents:
         """The same with every sample's latents hidden: the `null` of classifier-free guidance."""
         return Latents(self.z, torch.ones_like(self.null))
+
+    def groups(self, sizes: Sequence[int]) -> list[Latents]:
+        """The m latents in consecutive groups, in the order in which the prior draws them.
+
+        Each group is shown to one level of the network, the first to the coarsest.
+
+        Raises:
+            ValueError: if the sizes do not add up to m.
+
+        Source: Xu et al. 2024, Section 3.3 (group-hierarchical latents).
+        """
+        if sum(sizes) != self.z.shape[1]:
+            raise ValueError(f"groups of {list(sizes)} beside {self.z.shape[1]} latents")
+        return [Latents(z, self.null) for z in self.z.split(list(sizes), 1)]
 
 
 def gumbel_softmax(
@@ -115,6 +134,55 @@ class Prefixed:
         return torch.stack([self.step(prefix, i, cond) for prefix, i in shown], dim=1)
 
 
+class CausalPrior(nn.Module):
+    """A `Prior` of m latents with K codes common to all samples: a small causal transformer.
+
+    Position i sees a start token and z_<i. It begins as the even law, log K nats a latent.
+
+    Args:
+        latents: m.
+        codes: K.
+        width, depth, heads: of the transformer.
+        cond: size of a cond (B, cond), a class say, which is added to the start token; 0 for none.
+        dropout: of its layers.
+
+    Source: Xu et al. 2024, Appendix D.1 (a plain decoder; there 12 layers of 512).
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        codes: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        cond: int = 0,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(codes, width, bias=False)
+        self.start = nn.Linear(cond, width) if cond else None
+        self.place = nn.Parameter(torch.randn(latents, width) / width**0.5)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.out = nn.Linear(width, codes)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        m = len(self.place)
+        first = z.new_zeros(len(z), 1, self.place.shape[1])
+        if self.start is not None:
+            first = self.start(cond)[:, None]
+        hidden = torch.cat([first, self.embed(z[:, : m - 1])], 1) + self.place
+        mask = torch.ones(m, m, dtype=torch.bool, device=z.device).triu(1)
+        return self.out(self.layers(hidden, mask=mask))
+
+
 def sample_prior(
     prior: Prior,
     like: Tensor,
@@ -122,6 +190,7 @@ def sample_prior(
     temperature: float = 1.0,
     allowed: Tensor | None = None,
     generator: Source = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Draw z_1, z_2, ..., each from its softmax(logits / temperature) given those before.
 
@@ -132,6 +201,7 @@ def sample_prior(
         temperature: above 1 explores; 0 takes the most likely code.
         allowed: bool, broadcast against (B, m, K): codes that may be drawn (a known pocket, say).
         generator: of the draws.
+        known: (B, p, K) one-hot, the first p latents, kept as they are: only the rest is drawn.
 
     Returns:
         One-hot (B, m, K).
@@ -141,8 +211,11 @@ def sample_prior(
     """
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
-    z = torch.zeros_like(like)
-    for i in range(like.shape[1]):
+    z, first = torch.zeros_like(like), 0
+    if known is not None:
+        first = known.shape[1]
+        z[:, :first] = known
+    for i in range(first, like.shape[1]):
         logits = prior(z, cond)[:, i].float()
         if allowed is not None:
             logits = logits.masked_fill(~allowed.expand(like.shape)[:, i], -torch.inf)

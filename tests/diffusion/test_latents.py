@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from bio_diffusion.diffusion.collapse import balanced, joined, revive, shared
 from bio_diffusion.diffusion.latents import (
+    CausalPrior,
     Latents,
     Prefixed,
     enumerate_prior,
@@ -173,3 +175,113 @@ def test_usage_tells_health_from_collapse():
         assert float(figures.conditional) == pytest.approx(conditional, abs=1e-9)
         assert float(figures.information) == pytest.approx(marginal - conditional, abs=1e-9)
         assert float(figures.dead) == dead
+
+
+def test_joined_latents_are_one():
+    logits = torch.randn(50, 2, 3, generator=seeded())
+    one = joined(logits).softmax(-1).reshape(50, 3, 3)
+    p = logits.double().softmax(-1)
+    torch.testing.assert_close(one, p[:, 0, :, None] * p[:, 1, None])
+    # Given x the latents are independent, so what they do not say adds up.
+    together, apart = usage(joined(logits)), usage(logits)
+    assert float(together.conditional) == pytest.approx(float(apart.conditional.sum()))
+    assert float(together.marginal) <= float(apart.marginal.sum())
+
+
+def test_information_shared_with_labels():
+    labels = torch.arange(400) % 4
+    half = torch.stack([labels // 2, labels % 2, torch.zeros(400, dtype=torch.long)], 1)
+    logits = 50.0 * torch.nn.functional.one_hot(half, 2)
+    log2 = math.log(2)
+    torch.testing.assert_close(shared(logits, labels), torch.tensor([log2, log2, 0]).double())
+    torch.testing.assert_close(shared(joined(logits), labels), torch.tensor([2 * log2]).double())
+    told = 50.0 * torch.eye(400)[:, None]  # says all of x_0: no more of its class than there is
+    assert float(shared(told, labels)) == pytest.approx(2 * log2)
+    assert float(usage(told).information) == pytest.approx(math.log(400))
+
+
+def test_balance_adds_its_own_gradient_to_that_of_the_loss():
+    start = torch.randn(64, 2, 4, generator=seeded())
+    value = torch.randn(64, 2, 4, generator=seeded(1))
+
+    def objective(logits, weight):
+        mean = logits.softmax(-1).mean(0)
+        penalty = (math.log(4) + (mean * mean.log()).sum(-1)).mean()
+        return (logits.softmax(-1) * value).sum() + weight * penalty
+
+    ours, plain = start.clone().requires_grad_(), start.clone().requires_grad_()
+    out = balanced(ours, 0.3)
+    assert torch.equal(out, ours)
+    (out.softmax(-1) * value).sum().backward()
+    objective(plain, 0.3).backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+    with torch.no_grad():  # nothing to teach
+        assert balanced(start, 0.3) is start
+
+
+def test_revived_codes_share_the_work_of_the_most_used():
+    x = torch.eye(3)[torch.tensor([0, 1, 0, 2] * 100)]
+    weight = torch.zeros(1, 4, 3)
+    weight[0, :2] = torch.tensor([[9.0, 0.0, 9.0], [0.0, 9.0, 0.0]])
+    bias, table = torch.tensor([[0.0, 0.0, -9.0, -9.0]]), torch.randn(1, 4, 5, generator=seeded())
+
+    def logits():
+        return torch.einsum("bd,mkd->bmk", x, weight) + bias
+
+    before = table.clone()
+    dead = revive(logits(), bias, [weight, table], seeded(1), jitter=0.01)
+    assert dead.tolist() == [[False, False, True, True]]
+    mean = logits().softmax(-1).mean((0, 1))
+    # Three quarters of the data were the first code's: it gives away half, and then half again.
+    assert (mean > 0.1).all() and float(mean[1]) == pytest.approx(1 / 4, abs=0.01)
+    assert torch.equal(table[:, :2], before[:, :2])
+    torch.testing.assert_close(table[0, 2], before[0, 0], rtol=0.1, atol=0.1)
+    assert not torch.equal(table[0, 2], before[0, 0])
+    assert not revive(logits(), bias, [weight, table]).any()
+
+
+def test_causal_prior_learns_what_later_latents_owe_to_earlier_ones():
+    torch.manual_seed(0)
+    prior, generator = CausalPrior(3, 4, width=16, depth=1, heads=2, dropout=0.0, cond=1), seeded()
+    z = torch.eye(4)[torch.randint(4, (8, 3), generator=generator)]
+    cond = torch.zeros(8, 1)
+    torch.testing.assert_close(prior(z, cond), torch.zeros(8, 3, 4))  # even at first
+    optimizer = torch.optim.Adam(prior.parameters(), 0.01)
+    for _ in range(150):  # z_1 is even or, told so by cond, zero; z_2 copies it; z_3 is z_1 + 1
+        cond = torch.randint(2, (64, 1), generator=generator).float()
+        first = torch.randint(4, (64,), generator=generator) * (cond[:, 0] == 0)
+        codes = torch.stack([first, first, (first + 1) % 4], 1)
+        logits = 20.0 * torch.nn.functional.one_hot(codes, 4)
+        loss = prior_loss(prior, logits, cond, generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < math.log(4) / 2 + 0.25  # three even latents would cost 4.2
+    changed = z.clone()
+    changed[:, 1:] = torch.eye(4)[0]
+    torch.testing.assert_close(
+        prior(changed, torch.zeros(8, 1))[:, :2], prior(z, torch.zeros(8, 1))[:, :2]
+    )
+    assert not torch.allclose(
+        prior(changed, torch.zeros(8, 1))[:, 2], prior(z, torch.zeros(8, 1))[:, 2]
+    )
+    _, log_p = enumerate_prior(prior, 3, 4, torch.zeros(64, 1))
+    assert float(log_p.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_known_prefix_is_kept_and_the_rest_drawn():
+    known = torch.eye(4)[torch.tensor([[2], [0]])].repeat(500, 1, 1)
+    z = sample_prior(tabular(), torch.zeros(1000, 3, 4), generator=seeded(), known=known)
+    assert torch.equal(z[:, :1], known) and torch.equal(z.sum(-1), torch.ones(1000, 3))
+    assert z[::2, 1].argmax(-1).unique().numel() > 1
+    all_known = sample_prior(tabular(), torch.zeros(1000, 3, 4), known=z)
+    assert torch.equal(all_known, z)
+
+
+def test_groups_follow_the_order_of_the_prior():
+    latents = Latents(torch.arange(24.0).reshape(2, 6, 2), torch.tensor([True, False]))
+    coarse, fine = latents.groups([2, 4])
+    assert coarse.z.shape == (2, 2, 2) and torch.equal(fine.z, latents.z[:, 2:])
+    assert torch.equal(fine.null, latents.null)
+    with pytest.raises(ValueError, match="groups of .3, 4. beside 6 latents"):
+        latents.groups([3, 4])
