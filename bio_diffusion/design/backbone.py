@@ -19,7 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-__all__ = ["Attention", "Convolution", "Sequences", "layer_kinds"]
+__all__ = ["Attention", "Convolution", "Past", "Sequences", "layer_kinds"]
+
+
+class Past:
+    """Keys and values of the sites that a causal layer has read, (B, H, sites, D)."""
+
+    def __init__(self) -> None:
+        self.sites = 0
+        self._k = self._v = torch.empty(0)
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds those of further sites; returns all."""
+        if self.sites:
+            k, v = torch.cat([self._k, k], dim=2), torch.cat([self._v, v], dim=2)
+        self._k, self._v, self.sites = k, v, k.shape[2]
+        return k, v
 
 
 class Attention(nn.Module):
@@ -45,16 +60,22 @@ class Attention(nn.Module):
         nn.init.zeros_(self.adapt.weight)
         nn.init.zeros_(self.adapt.bias)
 
-    def forward(self, h: Tensor, given: Tensor) -> Tensor:
+    def forward(self, h: Tensor, given: Tensor, past: Past | None = None) -> Tensor:
+        """Features of the sites after those in `past`, which gains them."""
         parts = self.adapt(given)[:, None].chunk(6, dim=-1)
-        h = h + parts[2] * self._attend(_adapted(h, parts[0], parts[1]))
+        h = h + parts[2] * self._attend(_adapted(h, parts[0], parts[1]), past or Past())
         return h + parts[5] * self.feed(_adapted(h, parts[3], parts[4]))
 
-    def _attend(self, h: Tensor) -> Tensor:
+    def _attend(self, h: Tensor, past: Past) -> Tensor:
+        first = past.sites
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        turn = _rotations(h.shape[1], q.shape[-1], q)
+        turn = _rotations(first, h.shape[1], q.shape[-1], q)
+        k, v = past.extend(_turned(k, *turn), v)
+        mask = None
+        if self.causal and first:
+            mask = torch.ones(h.shape[1], k.shape[2], dtype=torch.bool, device=h.device).tril(first)
         mixed = F.scaled_dot_product_attention(
-            _turned(q, *turn), _turned(k, *turn), v, is_causal=self.causal
+            _turned(q, *turn), k, v, mask, is_causal=self.causal and not first
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
@@ -139,7 +160,14 @@ class Sequences(nn.Module):
         self.layers = nn.ModuleList(layer_kinds(kind, width, depth, heads, kernel, causal))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> Tensor:
+        """Features of all sites or, given what causal layers read before, of those after it."""
         if x_t.is_floating_point():
             h = x_t @ self.embed.weight
         else:
@@ -152,8 +180,13 @@ class Sequences(nn.Module):
             for column, table in enumerate(self.labels):
                 given = given + table(cond[:, column])
         given = F.silu(given)
-        for layer in self.layers:
-            h = layer(h, given)
+        if past is None:
+            for layer in self.layers:
+                h = layer(h, given)
+        else:
+            h = h[:, past[0].sites :]
+            for layer, read in zip(self.layers, past, strict=True):
+                h = layer(h, given, read)
         return self.norm(h)
 
 
@@ -168,10 +201,10 @@ def _sinusoids(t: Tensor, count: int = 64) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def _rotations(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (L, D) of the rotary positions."""
+def _rotations(first: int, count: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (count, D) of the rotary positions from the first on."""
     rates = 10_000 ** -(torch.arange(0, size, 2, device=like.device).float() / size)
-    angle = torch.arange(length, device=like.device).float()[:, None] * rates
+    angle = torch.arange(first, first + count, device=like.device).float()[:, None] * rates
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 

@@ -233,5 +233,3 @@ class DesignPredictor(_Sequences):
                     at = known & ((3 * t).long().clamp(max=2) == third)
                     sums.setdefault(f"{p.name}_t{third}", []).append(error[at])
         return {name: float(torch.cat(values).mean()) for name, values in sums.items()}
-
-

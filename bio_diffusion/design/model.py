@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bio_diffusion.design.backbone import Sequences
+from bio_diffusion.design.backbone import Past, Sequences
 from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Tokens, Uniform
 
-__all__ = ["Generator", "Predictor", "PROCESSES"]
+__all__ = ["Continued", "Generator", "Predictor", "PROCESSES"]
 
 PROCESSES: dict[str, type[Tokens]] = {
     "uniform": Uniform,
@@ -59,14 +59,26 @@ class Generator(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        seen = self._seen(x_t)
-        log_p = self.head(self.body(x_t[:, :seen], t, cond)).float().log_softmax(-1)
-        # sites after the next one to write: their laws are asked for by nobody
+        return self.filled(self.laws(x_t[:, : self.seen(x_t)], t, cond), x_t)
+
+    def laws(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> Tensor:
+        """log p of the sites after those in `past`, (B, sites, V)."""
+        return self.head(self.body(x_t, t, cond, past)).float().log_softmax(-1)
+
+    def filled(self, log_p: Tensor, x_t: Tensor) -> Tensor:
+        """(B, L, V): sites after the next one to write get even laws, which nobody asks for."""
         even = -math.log(self.process.letters)
-        rest = log_p.new_full((len(x_t), x_t.shape[1] - seen, self.process.letters), even)
+        count = x_t.shape[1] - log_p.shape[1]
+        rest = log_p.new_full((len(x_t), count, self.process.letters), even)
         return torch.cat([log_p, rest], dim=1)
 
-    def _seen(self, x_t: Tensor) -> int:
+    def seen(self, x_t: Tensor) -> int:
         """How many sites the network must look at: left-to-right models need not see blanks."""
         if not self.body.causal:
             return x_t.shape[1]
@@ -76,6 +88,42 @@ class Generator(nn.Module):
     def unlabelled(self, cond: Tensor) -> Tensor:
         """The labels of a sample of which nothing is told."""
         return torch.tensor(self.classes, device=cond.device).expand_as(cond)
+
+
+class Continued:
+    """A left-to-right generator that reads every site once, for sampling without gradients.
+
+    It keeps what its layers made of the sites so far, so that a step costs one site and not all
+    that are written. Predictions are those of the generator; where x_t or cond do not go on from
+    the call before, it reads anew.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self._past: list[Past] = []
+        self._log_p = self._read = torch.empty(0)
+        self._cond: Tensor | None = None
+        self._forget()
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        seen = self.generator.seen(x_t)
+        if not self._goes_on(x_t, seen, cond):
+            self._forget()
+        log_p = self.generator.laws(x_t[:, :seen], t, cond, self._past)
+        self._log_p = torch.cat([self._log_p, log_p], dim=1) if len(self._log_p) else log_p
+        self._read, self._cond = x_t[:, : seen - 1], cond
+        return self.generator.filled(self._log_p, x_t)
+
+    def _forget(self) -> None:
+        self._past = [Past() for _ in self.generator.body.layers]
+        self._log_p = torch.empty(0)
+
+    def _goes_on(self, x_t: Tensor, seen: int, cond: Tensor | None) -> bool:
+        before = self._past[0].sites
+        same = cond is self._cond or (
+            cond is not None and self._cond is not None and torch.equal(cond, self._cond)
+        )
+        return 0 < before < seen and same and torch.equal(self._read, x_t[:, : before - 1])
 
 
 class Predictor(nn.Module):

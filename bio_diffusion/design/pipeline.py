@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bio_diffusion import checkpoint
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError
 from bio_diffusion.design.dataset import Property, SequenceSet, find_data, read_rows
-from bio_diffusion.design.model import Generator, Predictor
+from bio_diffusion.design.model import Continued, Generator, Predictor
 from bio_diffusion.design.oracle import oracles
 from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
 from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
@@ -32,7 +32,7 @@ from bio_diffusion.diffusion.guidance import (
     ExactClassifier,
     FirstOrderClassifier,
 )
-from bio_diffusion.diffusion.process import Guidance, evaluating
+from bio_diffusion.diffusion.process import Denoiser, Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
 from bio_diffusion.diffusion.schedule import Curve, uniform
 from bio_diffusion.diffusion.training import keyed_generator
@@ -185,7 +185,7 @@ class Designer:
             with evaluating(self.model):
                 x = sample(
                     self.process,
-                    self.model,
+                    self.network(),
                     self.process.prior(like, rows),
                     times,
                     cond,
@@ -195,6 +195,11 @@ class Designer:
                 )
             chosen = x[max(0, first - start) : first + n - start]
             yield [self.tokenizer.decode(ids) for ids in chosen.tolist()]
+
+    def network(self) -> Denoiser:
+        """What the sampler calls: the generator, or one from left to right that keeps its place."""
+        left_to_right = isinstance(self.process, Autoregressive)
+        return Continued(self.model) if left_to_right else self.model
 
     def times(self, steps: int, schedule: str = "uniform") -> Tensor:
         """The grid of the sampler, (steps + 1,) from 1 to 0; a site a step from left to right.
@@ -223,7 +228,7 @@ class Designer:
         if guidance == "none":
             return (), label
         if guidance == "cfg":
-            return (ClassifierFree(self.process, self.model, gamma - 1, null),), label
+            return (ClassifierFree(self.process, self.network(), gamma - 1, null),), label
         if guidance == "cbg":
             exact = self.length * self.process.letters <= EXACT
             kind = ExactClassifier if exact else FirstOrderClassifier

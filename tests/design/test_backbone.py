@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bio_diffusion.design.backbone import Sequences
-from bio_diffusion.design.model import Generator, Predictor
+from bio_diffusion.design.model import Continued, Generator, Predictor
 
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 KINDS = [{"kind": "attention", **SMALL}, {"kind": "convolution", **SMALL, "kernel": 3}]
@@ -35,6 +35,27 @@ def test_a_causal_network_sees_the_past_alone():
     before, after = net(x, t, cond), net(changed, t, cond)
     assert torch.allclose(before[:, :5], after[:, :5], atol=1e-6)
     assert (before[:, 5:] - after[:, 5:]).abs().amax() > 1e-3
+
+
+def test_going_on_from_what_was_read_changes_nothing():
+    net = awake(Generator("autoregressive", 5, [2], {"kind": "attention", **SMALL}))
+    net.body.requires_grad_(False), net.head.requires_grad_(False)
+    continued, whole = Continued(net), torch.randint(5, (3, 8))
+    t, told = torch.zeros(3), torch.zeros(3, 1, dtype=torch.long)
+    calls = [(0, whole, told), (1, whole, told), (4, whole, told), (4, whole, told + 1)]
+    calls += [
+        (5, whole, told + 1),
+        (6, whole.flip(0), told + 1),
+        (2, whole, told),
+        (7, whole, None),
+    ]
+    read = []
+    net.body.layers[0].register_forward_hook(lambda _m, given, _out: read.append(given[0].shape[1]))
+    for written, x, cond in calls:
+        x_t = x.clone()
+        x_t[:, written:] = net.process.mask
+        assert torch.allclose(continued(x_t, t, cond), net(x_t, t, cond), atol=1e-5)
+    assert read[::2] == [1, 1, 3, 5, 1, 7, 3, 8]  # only what is new, or all anew
 
 
 def test_every_site_sees_every_other_without_causality():

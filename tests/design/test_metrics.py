@@ -129,7 +129,8 @@ def test_planted_motifs_are_found():
 
 def test_the_discriminator_tells_what_differs_and_nothing_else():
     assert metrics.discriminator_auroc(PROMOTERS[:60], PROMOTERS[60:]) == pytest.approx(
-        0.5, abs=0.2  # the standard error of an AUROC of 60 against 60 is about 0.05
+        0.5,
+        abs=0.2,  # the standard error of an AUROC of 60 against 60 is about 0.05
     )
     source = np.random.default_rng(0)
     rich = ["".join(source.choice(list("ACGT"), 150, p=[0.2, 0.3, 0.3, 0.2])) for _ in range(60)]
