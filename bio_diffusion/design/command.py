@@ -323,4 +323,7 @@ class _Run:
 
 def _rounded(value: float) -> float | None:
     """Six digits, as they are written; None for no value."""
-    return float(f"{value:.6g}") if np.isfinite(value) else None
+    if not np.isfinite(value):
+        return None
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() else short

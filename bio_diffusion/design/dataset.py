@@ -81,12 +81,14 @@ def cut(name: str, spec: Sequence[float | str], values: Sequence[str]) -> Proper
 
 
 def find_data(name: str) -> Path:
-    """A data file by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
+    """A data file by path, or by name in ``data/`` here, in ``BIO_DIFFUSION_DATA``, or beside this
+    package as in a clone.
 
     Raises:
         FileNotFoundError: naming the places that were looked in.
     """
-    for root in (Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))):
+    named = Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))
+    for root in (Path(), Path("data"), named, Path(__file__).parents[2] / "data"):
         if (root / name).is_file():
             return root / name
     raise FileNotFoundError(

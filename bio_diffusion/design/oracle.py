@@ -48,7 +48,9 @@ class ActivityOracle(nn.Module):
         self.targets, self.length = tuple(targets), length
         self.body: nn.Module
         if length:
-            self.body = Sequences(len(DNA), kind="attention", width=width, depth=2, timed=False)
+            self.body = Sequences(
+                len(DNA), kind="convolution", width=width, depth=3, kernel=11, timed=False
+            )
         else:
             self.body = nn.Sequential(
                 nn.Linear(BINS, width), nn.SiLU(), nn.Dropout(0.3), nn.Linear(width, width)
@@ -74,10 +76,11 @@ class ActivityOracle(nn.Module):
                 return np.array(DnaTokenizer(self.length).encode(string))
             except ValueError:
                 return None
-        from rdkit import Chem
         from rdkit.Chem import rdFingerprintGenerator
 
-        mol = Chem.MolFromSmiles(string) if string else None
+        from bio_diffusion.design.properties import molecule
+
+        mol = molecule(string)
         if mol is None:
             return None
         maker = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BINS)
