@@ -122,7 +122,7 @@ def curvature(field, seed, count=500, steps=50, dt=1e-3):
     """
     cond = field.drawn(count, keyed_generator(seed, 16))
     if cond is not None:
-        cond = cond._replace(z=cond.z.double())
+        cond = cond._replace(z=cond.z.double())  # the exact field's
     x, times = start(seed, count).double(), karras(PROCESS, steps).double()
 
     def pull(x, a):

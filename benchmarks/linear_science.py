@@ -1,9 +1,9 @@
-"""What auxiliary variables are worth outside images: vectors of properties of drug-like molecules.
+"""What auxiliary variables are worth: properties of drug-like molecules, and small digits.
 
-    python benchmarks/linear_science.py train --out runs.jsonl      21 networks, a minute each
+    python benchmarks/linear_science.py train --out runs.jsonl      42 networks, half a minute each
     python benchmarks/linear_science.py table runs.jsonl
 
-Data: QED, logP, synthetic accessibility and the number of rings of the molecules of
+`properties`: QED, logP, synthetic accessibility and the number of rings of the molecules of
 `data/zinc250k.csv.gz` that have them, in its own splits (47,113 to train on, test 12,887). Rings
 are counts: each gets even noise in [0, 1), the usual dequantisation. Every column is scaled to unit
 width and the figures hold for that scale; bits a dimension, lower is better.
@@ -23,6 +23,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bio_diffusion.diffusion.linear import LearnedDiffusion, LinearDiffusion, NoisePrediction
@@ -31,7 +32,7 @@ from bio_diffusion.diffusion.linear_likelihood import bits_per_dim, bound
 from bio_diffusion.diffusion.sampling import sample
 from bio_diffusion.diffusion.training import EMA, fit, keyed_generator
 
-DATA = Path(__file__).parents[1] / "data" / "zinc250k.csv.gz"
+DATA = Path(__file__).parents[1] / "data"
 COLUMNS = ("qed", "logp", "sa", "rings")
 RECIPES = {"VPSDE": vpsde, "CLD": cld, "ALDA": alda, "MALDA": malda}
 NAMES = ("VPSDE", "CLD", "ALDA", "MALDA", "learned-2", "CLD, v 1", "learned-2, v 1")
@@ -49,20 +50,84 @@ def make(name, seed=0):
 class Properties:
     """The columns, scaled, by split."""
 
-    def __init__(self):
+    d, width, batch, levels = len(COLUMNS), 128, 256, 1
+
+    def __init__(self, path=None):
         rows = {"train": [], "val": [], "test": []}
-        with gzip.open(DATA, "rt", encoding="utf-8", newline="") as file:
+        with gzip.open(DATA / "zinc250k.csv.gz", "rt", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row["qed"]:
                     rows[row["split"]].append([float(row[name]) for name in COLUMNS])
-        parts = {}
-        for number, (split, values) in enumerate(rows.items()):
+        parts = []
+        for number, values in enumerate(rows.values()):
             x = torch.tensor(values)
             x[:, 3] += torch.rand(len(x), generator=keyed_generator(number))
-            parts[split] = x
-        mean, std = parts["train"].mean(0), parts["train"].std(0)
-        self.std = std
-        self.train, self.val, self.test = ((parts[s] - mean) / std for s in rows)
+            parts.append(x)
+        mean, std = parts[0].mean(0), parts[0].std(0)
+        self.train, self.val, self.rest = ((x - mean) / std for x in parts)
+        self.test, self.log_det = self.rest[:4000], 0.0
+
+    def baselines(self):
+        """Kernels of the shape of the covariance, of the width that is best on validation rows."""
+        shape = torch.linalg.cholesky(self.train.T.cov())
+        train, val, test = (
+            torch.linalg.solve_triangular(shape, x.T, upper=False).T
+            for x in (self.train, self.val[:2000], self.test)
+        )
+
+        def nats(x, width):
+            total = 0.0
+            for rows in x.split(500):
+                squares = torch.cdist(rows, train).square() / (2 * width**2)
+                total += float((-squares).logsumexp(-1).sum())
+            norm = math.log(len(train)) + self.d * math.log(width * math.sqrt(2 * math.pi))
+            return total / len(x) - norm - float(shape.diagonal().log().sum())
+
+        width = max((0.08, 0.1, 0.12, 0.15, 0.18, 0.22), key=lambda w: nats(val, w))
+        best = float(bits_per_dim(torch.tensor(nats(test, width)), self.d))
+        return {f"kernel density estimate, width {width}": best}
+
+    def distance(self, x):
+        """Of 3,000 samples to 6,000 test rows."""
+        return energy_distance(x, self.rest[-6000:])
+
+
+class Digits:
+    """MNIST at 14 x 14 in logits."""
+
+    d, width, batch, levels = 196, 256, 64, 256
+
+    def __init__(self, path):
+        if not path.exists():
+            raise SystemExit(f"{path}: not there; give MNIST as .npz with x_train, x_test")
+        stored = np.load(path)
+        self.pixels, parts = [], []
+        for number, name in enumerate(("x_train", "x_test")):
+            x = torch.from_numpy(stored[name]).float().unflatten(1, (14, 2)).unflatten(3, (14, 2))
+            mixed = torch.randperm(len(x), generator=keyed_generator(number, 1))
+            self.pixels.append(x.mean((2, 4)).round().flatten(1)[mixed])  # the file goes by class
+            noise = torch.rand(self.pixels[-1].shape, generator=keyed_generator(number))
+            parts.append(0.05 + 0.9 * (self.pixels[-1] + noise) / 256)
+        slope = (math.log(0.9) - (parts[1][:1000] * (1 - parts[1][:1000])).log()).sum(1)
+        train, test = (torch.logit(x) for x in parts)
+        mean, std = train.mean(), train.std()
+        self.train, self.test = ((x - mean) / std for x in (train, test[:1000]))
+        self.log_det = float(slope.mean() - self.d * std.log())
+
+    def baselines(self):
+        """Pixels one by one, by their histograms."""
+        train, test = (x.long() for x in self.pixels)
+        cells = train + 256 * torch.arange(self.d)
+        counts = torch.bincount(cells.flatten(), minlength=256 * self.d).view(self.d, 256) + 0.1
+        bits = -(counts / counts.sum(1, keepdim=True)).log2()
+        return {"histograms of pixels": float(bits[torch.arange(self.d), test[:1000]].mean())}
+
+    def distance(self, x):
+        """Of 3,000 samples to the test digits that the bound is not measured on, and those."""
+        return energy_distance(x, self.test)
+
+
+KINDS = {"properties": Properties, "digits": Digits}
 
 
 class Network(torch.nn.Module):
@@ -87,19 +152,19 @@ def energy_distance(x, y):
     return float(2 * torch.cdist(x, y).mean() - sum(own))
 
 
-def train(data, name, seed, steps, batch, draws):
-    process, d = make(name, seed), len(COLUMNS)
+def train(data, name, seed, steps, draws):
+    process, d = make(name, seed), data.d
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser = NoisePrediction(Network(process.variables, d), process)
-    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3)
+        denoiser = NoisePrediction(Network(process.variables, d, data.width), process)
+    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3 if d < 10 else 1e-3)
     cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ema, start, curve = EMA(denoiser, 0.995), time.process_time(), []
 
     def batches():
         for k in range(steps):
             generator = keyed_generator(seed, k)
-            rows = torch.randint(len(data.train), (batch,), generator=generator)
+            rows = torch.randint(len(data.train), (data.batch,), generator=generator)
             yield process.lift(data.train[rows], generator), None
 
     for step in fit(
@@ -109,18 +174,18 @@ def train(data, name, seed, steps, batch, draws):
         curve.append(step.loss)
     seconds = time.process_time() - start
     with ema.applied():
-        nats = bound(process, denoiser, data.test[:4000], draws=draws).mean()
+        nats = bound(process, denoiser, data.test, draws=draws).mean()
         recipe = process.recipe
-        like = process.lift(data.test[:3000], keyed_generator(seed, 1))
+        like = process.lift(data.train[:3000], keyed_generator(seed, 1))
         distances = {}
         for count in (10, 30):
             times = 1 - (1 - (1 - torch.linspace(0, 1, count + 1)) ** 2)  # dense near the data
             prior = process.prior(like, keyed_generator(seed, 2))
             generator = keyed_generator(seed, 3)
             x = sample(process, denoiser, prior, times, generator=generator)[:, 0]
-            distances[str(count)] = energy_distance(x, data.test[-6000:])
+            distances[str(count)] = data.distance(x)
     return {
-        "bits": float(bits_per_dim(nats, d)),
+        "bits": float(bits_per_dim(nats, d, data.log_det, data.levels)),
         "distances": distances,
         "seconds": seconds,
         "last": statistics.mean(curve[-200:]),
@@ -132,86 +197,69 @@ def train(data, name, seed, steps, batch, draws):
 def normal_bits(data):
     """Of a normal density with full covariance."""
     law = torch.distributions.MultivariateNormal(data.train.mean(0), data.train.T.cov())
-    return float(bits_per_dim(law.log_prob(data.test[:4000]).mean(), len(COLUMNS)))
-
-
-def kernel_bits(data):
-    """Of kernels of the shape of the covariance, and their width."""
-    shape = torch.linalg.cholesky(data.train.T.cov())
-    train, val, test = (
-        torch.linalg.solve_triangular(shape, x.T, upper=False).T
-        for x in (data.train, data.val[:2000], data.test[:4000])
-    )
-    d = len(COLUMNS)
-
-    def nats(x, width):
-        total = 0.0
-        for rows in x.split(500):
-            squares = torch.cdist(rows, train).square() / (2 * width**2)
-            total += float((-squares).logsumexp(-1).sum())
-        norm = math.log(len(train)) + d * math.log(width * math.sqrt(2 * math.pi))
-        return total / len(x) - norm - float(shape.diagonal().log().sum())
-
-    width = max((0.08, 0.1, 0.12, 0.15, 0.18, 0.22), key=lambda w: nats(val, w))
-    return float(bits_per_dim(torch.tensor(nats(test, width)), d)), width
+    return float(bits_per_dim(law.log_prob(data.test).mean(), data.d, data.log_det, data.levels))
 
 
 def train_all(arguments):
     done = [json.loads(line) for line in arguments.out.open()] if arguments.out.exists() else []
-    keys = {(run["process"], run["seed"]) for run in done}
-    data = Properties()
-    for seed in range(arguments.seeds):
-        for name in NAMES:
-            if (name, seed) in keys:
-                continue
-            run = train(data, name, seed, arguments.steps, arguments.batch, arguments.draws)
-            with arguments.out.open("a") as file:
-                file.write(json.dumps({"process": name, "seed": seed, **run}) + "\n")
+    keys = {(run["data"], run["process"], run["seed"]) for run in done}
+    for kind in arguments.data:
+        data = KINDS[kind](arguments.digits)
+        for seed in range(arguments.seeds):
+            for name in NAMES:
+                if (kind, name, seed) in keys:
+                    continue
+                run = train(data, name, seed, arguments.steps, arguments.draws)
+                with arguments.out.open("a") as file:
+                    head = {"data": kind, "process": name, "seed": seed}
+                    file.write(json.dumps(head | run) + "\n")
 
 
 def table(arguments):
     runs = [json.loads(line) for line in arguments.runs.open()]
-    data = Properties()
-    bits, width = kernel_bits(data)
-    floor = energy_distance(data.val[:3000], data.test[-6000:])
-    print(f"Normal density: {normal_bits(data):.3f} bits/dim. Kernel density estimate, width "
-          f"{width}: {bits:.3f}. Energy distance x 1000 of 3,000 validation rows to the same test "
-          f"rows: {1000 * floor:.2f}.\n")  # fmt: skip
-    print("| process | seeds | bound, bits/dim | energy distance x 1000, 10 steps | 30 steps "
-          "| CPU s |")  # fmt: skip
-    print("|---" * 6 + "|")
-    for name in NAMES:
-        mine = [run for run in runs if run["process"] == name]
-        if len(mine) < 2:
-            continue
-        cells = []
-        for values, digits in (
-            ([r["bits"] for r in mine], 3),
-            ([1000 * r["distances"]["10"] for r in mine], 1),
-            ([1000 * r["distances"]["30"] for r in mine], 1),
-        ):
-            error = statistics.stdev(values) / math.sqrt(len(values))
-            cells.append(f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}")
-        seconds = statistics.mean(r["seconds"] for r in mine)
-        print(f"| {name} | {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
-    print()
-    for run in runs:
-        if run["process"].startswith("learned"):
-            shape = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(run["D"]))
-            print(f"* {run['process']}, seed {run['seed']}: D = diag({shape}), "
-                  f"Q_xv = {run['Q'][0][1]:.2f}")  # fmt: skip
+    for kind in dict.fromkeys(run["data"] for run in runs):
+        data = KINDS[kind](arguments.digits)
+        known = {"normal density": normal_bits(data)} | data.baselines()
+        floor = 1000 * data.distance(data.train[-3000:])
+        print(f"\n## {kind}, {len(data.test)} held-out rows of {data.d}\n")
+        print("; ".join(f"{name} {bits:.3f} bits/dim" for name, bits in known.items()), end=". ")
+        print(f"Energy distance x 1000 of 3,000 training rows: {floor:.2f}.\n")
+        print(
+            "| process | seeds | bound, bits/dim | distance x 1000, 10 steps | 30 steps | CPU s |"
+        )
+        print("|---" * 6 + "|")
+        for name in NAMES:
+            mine = [run for run in runs if run["data"] == kind and run["process"] == name]
+            if len(mine) > 1:
+                far = [[1000 * r["distances"][n] for r in mine] for n in ("10", "30")]
+                cells = [pm([r["bits"] for r in mine], 3), *(pm(values, 1) for values in far)]
+                seconds = statistics.mean(r["seconds"] for r in mine)
+                print(f"| {name} | {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
+        print()
+        for run in runs:
+            if run["data"] == kind and run["process"].startswith("learned"):
+                shape = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(run["D"]))
+                print(f"* {run['process']}, seed {run['seed']}: D = diag({shape}), "
+                      f"Q_xv = {run['Q'][0][1]:.2f}")  # fmt: skip
+
+
+def pm(values, digits):
+    """Mean and standard error over seeds."""
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}"
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--digits", type=Path, default=DATA / "mnist.npz", help="MNIST as .npz")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("train")
     command.add_argument("--out", type=Path, required=True, help="one line a network")
+    command.add_argument("--data", nargs="+", default=list(KINDS), choices=list(KINDS))
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--steps", type=int, default=2000)
-    command.add_argument("--batch", type=int, default=256)
     command.add_argument("--draws", type=int, default=24, help="of time and noise a row")
     command.set_defaults(run=train_all)
     command = commands.add_parser("table")

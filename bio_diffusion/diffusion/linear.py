@@ -131,6 +131,8 @@ class LinearDiffusion(Process):
         self.clock = Clock() if clock is None else clock
         self.init_var, self.rate, self.hybrid = init_var, rate, hybrid
         self.t_min, self.sigma_data = t_min, sigma_data
+        self._last: tuple[Any, ...] | None = None  # what `conditional` found, and for what
+        self._end = torch.ones(1)  # t = 1, one tensor, so that its kernel is found again
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearDiffusion:
         """Move devices, but stay in float64 whatever `.to` or `.half` says of the network."""
@@ -162,8 +164,21 @@ class LinearDiffusion(Process):
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E, Sigma, L of the kernel that training noises with: given x if hybrid, given u_0 if not.
 
-        Given x, E is zero in the columns of the auxiliaries, whose spread is in Sigma.
+        Given x, E is zero in the columns of the auxiliaries, whose spread is in Sigma. A step of
+        training asks for the same kernel three times: the last one is kept, unless it is learned.
         """
+        if t.is_inference():
+            return self._conditional(t)
+        matrices = (t, *self.parameters(), *self.buffers())
+        how = (torch.is_grad_enabled(), self.hybrid, self.init_var)
+        key = (*how, *(matrix._version for matrix in matrices))
+        if self._last is not None and self._last[0] is t and self._last[1] == key:
+            return self._last[2]
+        found = self._conditional(t)
+        self._last = None if found[1].requires_grad else (t, key, found)
+        return found
+
+    def _conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tau = self.clock.tau(t).to(self.S)
         E, Sigma = kernel(self.recipe, tau)
         L = factor(Sigma, tau)
@@ -293,7 +308,7 @@ class LinearDiffusion(Process):
 
     def mismatch(self, x_0: Tensor) -> Tensor:
         """E[-log N(u_1; 0, S)] per data coordinate, given x or u_0; (B,) float64."""
-        E, Sigma, _ = self.conditional(torch.ones(1, device=x_0.device))
+        E, Sigma, _ = self.conditional(self._end.to(x_0.device))
         mean = apply(E, x_0.double()).flatten(2).square().mean(-1)
         second = (mean + Sigma.diagonal(dim1=-2, dim2=-1)) / self.S
         return 0.5 * (second + (2 * math.pi * self.S).log()).sum(-1)

@@ -275,8 +275,10 @@ def _loss(
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Run with torch's global generators seeded (dropout uses them), and put them back after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        # `torch.manual_seed` seeds, or notes down with a stack trace to seed, devices of all kinds.
+        (torch.manual_seed if cuda else torch.default_generator.manual_seed)(seed)
         yield
 
 

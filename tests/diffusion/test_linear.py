@@ -183,6 +183,28 @@ def test_gradients_flow_through_kernel_and_factors():
     assert torch.autograd.gradcheck(outputs, (q, d), atol=1e-6)
 
 
+def test_a_kept_kernel_is_not_mistaken_for_another():
+    """`conditional` returns what it computed last only while t and the matrices are the same."""
+    process, t = LinearDiffusion(malda()), torch.tensor([0.2, 0.9])
+    first = process.conditional(t)
+    assert process.conditional(t)[1] is first[1]
+    t += 0.05
+    again = process.conditional(t)
+    fresh = LinearDiffusion(malda()).conditional(torch.tensor([0.25, 0.95]))
+    for one, other in zip(again, fresh, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    process.load_state_dict(LinearDiffusion(alda()).state_dict())
+    torch.testing.assert_close(process.conditional(t), LinearDiffusion(alda()).conditional(t))
+    process = learned(2)
+    with torch.no_grad():
+        before = process.conditional(t)[1]
+        process.q += 0.3
+        assert not torch.equal(process.conditional(t)[1], before)
+    assert process.conditional(t)[1].requires_grad  # though the last was without
+    with torch.inference_mode():
+        process.conditional(torch.ones(2))
+
+
 def test_rate_is_that_of_the_slowest_mode():
     for variables in (1, 2, 4):
         process = learned(variables, rate=0.7)
