@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from vina_baseline import chosen, search_box
 
-from bio_diffusion.diffusion.schedule import Curve
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import rate, symmetric_rmsd
 from bio_diffusion.dock.network import NetworkPoses, load_model
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, loaded = load_model(args.checkpoint, torch.device("cpu"))
-    curve = Curve.from_dict(loaded.grid) if loaded.grid else None
+    curve = loaded.curve
     sources: dict[str, PoseSource] = {"random in the box": PriorPoses()}
     for schedule in SCHEDULES:
         for steps in args.steps:

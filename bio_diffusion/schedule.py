@@ -1,55 +1,61 @@
 """Fits an adaptive time grid to a trained model: `python -m bio_diffusion.schedule fit`.
 
 The fitted curve is kept in the model's file, so that any number of steps can be drawn from it
-later; `--schedule adaptive` then uses it. Lengths: `velocity` (the corrector's cost with the width
-of p_t as its speed), `corrector` (with the noise level), `truncation` (local error of an Euler
-step), and for tokens `path` (what a step loses by drawing all sites at once).
+later; `--schedule adaptive` then uses it. `show` prints its knots, `set` puts in a grid from a
+file: one that `fit --save` wrote, or `{"knots": [1, ..., 0]}` made elsewhere.
+
+What a step costs, by --length:
+
+    velocity     corrector's work, the width of p_t as its speed: Heun, corrected sampling
+    corrector    the same with the noise level as its speed, as published
+    truncation   local error of an Euler (DDIM) step
+    heun         local error of a Heun step
+    terminal     local error of an Euler step, shrunk as for normal data: tensors
+    ancestral    what an ancestral step loses in nats
+    entropic     even increments of rescaled entropy: tensors
+    mixture      ancestral and entropic, half each: ancestral steps of tensors
+    path         what a step loses by drawing all sites at once: tokens
+    unmasking    the same, read off the losses: masked tokens
 """
 
 import argparse
+import hashlib
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bio_diffusion.diffusion.process import Denoiser, Process, State
+    from bio_diffusion.checkpoint import Checkpoint
     from bio_diffusion.diffusion.schedule import Curve
 
-__all__ = ["Probe", "fit", "main"]
+__all__ = ["LENGTHS", "fit", "fingerprint", "main", "read_grid", "save_grid"]
 
-LENGTHS = {
-    "velocity": "VelocityNormalised",
-    "corrector": "CorrectorOptimised",
-    "truncation": "TruncationError",
-    "path": "PathDivergence",
-}
-# kind of model -> what gives its process, network and data to measure on, and its usual length
+LENGTHS = (
+    "velocity", "corrector", "truncation", "heun", "terminal", "ancestral", "entropic", "mixture",
+    "path", "unmasking",
+)  # fmt: skip
+# kind of model -> what gives its process, network and data to measure on
 _PROBES = {
-    "dock": ("bio_diffusion.dock.network:schedule_probe", "velocity"),
-    "design": ("bio_diffusion.design.pipeline:schedule_probe", "path"),
+    "dock": "bio_diffusion.dock.network:schedule_probe",
+    "design": "bio_diffusion.design.pipeline:schedule_probe",
+    "toy": "bio_diffusion.toy:schedule_probe",
 }
-
-
-class Probe(NamedTuple):
-    """What a schedule is measured on: batches of (x_0, cond) for a trained denoiser."""
-
-    process: "Process"
-    denoiser: "Denoiser"
-    batches: "Iterable[tuple[State, Any]]"
 
 
 def fit(
-    path: Path, length: str | None, probes: int, intervals: int, out: Path | None = None
+    path: Path, length: str | None, probes: int | None, intervals: int, out: Path | None = None
 ) -> "tuple[Curve, str]":
     """Fits a curve to the model in `path` and writes the model with it to `out`.
 
     Args:
         path: a model file.
-        length: one of `LENGTHS`; the usual one of the model's kind when None.
-        probes: complexes, sequences or pictures to measure on.
+        length: one of `LENGTHS`; the usual one of the model's process when None.
+        probes: complexes, sequences or pictures to measure on; 32 when None, 1024 where losses are
+            read off, which are noisy one by one.
         intervals: of the probe grid.
         out: the file to write; `path` itself when None.
 
@@ -60,10 +66,7 @@ def fit(
         CheckpointError: the file cannot be used.
         ValueError: models of its kind have no schedule to fit.
     """
-    import torch
-
-    from bio_diffusion import checkpoint
-    from bio_diffusion.diffusion import lengths, schedule
+    from bio_diffusion import checkpoint, grids
 
     kind = checkpoint.header(path)["kind"]
     if kind not in _PROBES:
@@ -71,46 +74,160 @@ def fit(
             f"{path}: no time grid can be fitted to a model of kind {kind!r} (only to "
             f"{', '.join(_PROBES)})"
         )
-    probe, usual = _PROBES[kind]
-    length = length or usual
-    if (length == "path") != (usual == "path"):
-        raise ValueError(f"{path}: the length {length!r} does not suit a model of kind {kind!r}")
-    module, _, name = probe.partition(":")
-    process, denoiser, batches = getattr(import_module(module), name)(path, probes)
-    chosen = getattr(lengths, LENGTHS[length])()
-    generator = torch.Generator().manual_seed(0)
-    curve = schedule.fit_curve(process, denoiser, chosen, batches, intervals, generator)
+    module, _, name = _PROBES[kind].partition(":")
+    make = getattr(import_module(module), name)
+    length = length or grids.usual_length(make(path, 1)[0])
+    probes = probes or (1024 if length in ("entropic", "mixture", "unmasking") else 32)
+    probe = grids.Probe(*make(path, probes))
+    try:
+        curve = grids.measure(probe, length, intervals)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     loaded = checkpoint.load(path, kind)
     info = {**loaded.info, "grid": {"length": length, "probes": probes, "intervals": intervals}}
     fitted = replace(loaded, grid=curve.to_dict(), info=info)
     return curve, checkpoint.save(out or path, fitted)
 
 
+# --- grids in files ------------------------------------------------------------------------------
+
+
+def fingerprint(model: "Checkpoint") -> str:
+    """sha256 of a model's weights alone: the same whatever grid is kept beside them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.best.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_grid(path: Path, model: "Checkpoint") -> None:
+    """Writes the grid of a model to a file of its own, with what tells whose it is."""
+    from bio_diffusion.files import write_atomic
+
+    found = {"kind": model.kind, "model": fingerprint(model), **model.grid}
+    with write_atomic(path) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+
+
+def read_grid(path: Path, model: "Checkpoint") -> "Curve":
+    """The curve in a file that `save_grid` wrote for this model, or that holds bare knots.
+
+    Raises:
+        ValueError: one line; the file is none, belongs to another model, or its grid is no grid.
+    """
+    from bio_diffusion.diffusion.schedule import Curve
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; write one with fit --save") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is no grid, want JSON as fit --save writes ({error})") from error
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path}: is no grid, want JSON as fit --save writes")
+    if data.get("kind", model.kind) != model.kind or (
+        "model" in data and data["model"] != fingerprint(model)
+    ):
+        raise ValueError(
+            f"{path}: was fitted to another model (of kind {data.get('kind')!r}); fit this one, or "
+            "keep only its knots"
+        )
+    try:
+        if "knots" not in data:
+            return Curve.from_dict(data)
+        knots = [float(time) for time in data["knots"]]
+        if len(knots) < 2 or knots[0] != 1 or knots[-1] != 0:
+            raise ValueError("knots run from 1 to 0")
+        for high, low in zip(knots, knots[1:], strict=False):
+            if not low < high:
+                raise ValueError(f"knots must fall strictly, but {low:g} follows {high:g}")
+        return Curve.through(knots)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+def _fit(args: argparse.Namespace) -> Iterator[str]:
+    from bio_diffusion import checkpoint
+
+    curve, sha256 = fit(args.model, args.length, args.probes, args.intervals, args.out)
+    if args.save:
+        path = args.out or args.model
+        save_grid(args.save, checkpoint.load(path, checkpoint.header(path)["kind"]))
+    yield _knots(curve, args.steps)
+    yield f"{args.out or args.model} sha256 {sha256}"
+
+
+def _show(args: argparse.Namespace) -> Iterator[str]:
+    from bio_diffusion import checkpoint
+
+    model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
+    curve = model.curve
+    if curve is None:
+        raise ValueError(f"{args.model}: holds no time grid; fit one: fit --model {args.model}")
+    told = model.info.get("grid", {})
+    yield f"length {told.get('length', 'unknown')}, total {curve.total:.4g}"
+    yield _knots(curve, args.steps)
+
+
+def _set(args: argparse.Namespace) -> Iterator[str]:
+    from bio_diffusion import checkpoint
+
+    model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
+    curve = read_grid(args.grid, model)
+    info = {**model.info, "grid": {"length": "from a file"}}
+    path = args.out or args.model
+    sha256 = checkpoint.save(path, replace(model, grid=curve.to_dict(), info=info))
+    yield f"{path} sha256 {sha256}"
+
+
+def _knots(curve: "Curve", steps: int) -> str:
+    return " ".join(f"{t:.4f}" for t in curve.knots(steps).tolist())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m bio_diffusion.schedule", description=(__doc__ or "").split("\n")[0]
+        prog="python -m bio_diffusion.schedule",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="fit")
-    command = commands.add_parser("fit", help="fit an adaptive time grid and keep it in the model")
-    command.add_argument("--model", type=Path, required=True, help="a model file")
-    command.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
+    commands = parser.add_subparsers(required=True, metavar="fit | show | set")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", type=Path, required=True, help="a model file")
+    steps = argparse.ArgumentParser(add_help=False)
+    steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", type=Path, help="write the model here instead of in place")
+    command = commands.add_parser(
+        "fit", parents=[model, steps, out], help="fit a grid and keep it in the model"
+    )
     command.add_argument("--length", choices=LENGTHS, help="what a step costs")
-    command.add_argument("--probes", type=int, default=32, help="data to measure on")
+    command.add_argument("--probes", type=int, help="data to measure on")
     command.add_argument("--intervals", type=int, default=40, help="of the probe grid")
-    command.add_argument("--out", type=Path, help="write the model here instead of in place")
+    command.add_argument("--save", type=Path, help="write the grid to a file of its own, too")
+    command.set_defaults(run=_fit)
+    command = commands.add_parser("show", parents=[model, steps], help="print a model's grid")
+    command.set_defaults(run=_show)
+    command = commands.add_parser("set", parents=[model, out], help="put a grid into a model")
+    command.add_argument("--grid", type=Path, required=True, help="a file of fit --save, or knots")
+    command.set_defaults(run=_set)
     args = parser.parse_args(arguments)
     from bio_diffusion.checkpoint import CheckpointError
 
-    if min(args.steps, args.probes, args.intervals) < 1:
-        parser.error("--steps, --probes and --intervals must be 1 or more")
+    for name in ("steps", "probes", "intervals"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be 1 or more")
     try:
-        curve, sha256 = fit(args.model, args.length, args.probes, args.intervals, args.out)
+        for line in args.run(args):
+            print(line)
     except (CheckpointError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(" ".join(f"{t:.4f}" for t in curve.knots(args.steps).tolist()))
-    print(f"{args.out or args.model} sha256 {sha256}")
     return 0
 
 

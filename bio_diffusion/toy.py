@@ -12,10 +12,12 @@ Shapes: B batch of points.
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from bio_diffusion import checkpoint
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion, Preconditioned
 from bio_diffusion.diffusion.noise import EDM
 from bio_diffusion.diffusion.sampling import sample
@@ -91,3 +93,14 @@ class Mixture:
         modes = torch.cdist(x.cpu(), torch.tensor(CENTERS)).argmin(dim=-1)
         shares = torch.bincount(modes, minlength=8) / self.samples
         return {"mass_error": float((shares - torch.tensor(SHARES)).abs().sum()) / 2}
+
+
+def schedule_probe(
+    path: Path, probes: int
+) -> tuple[GaussianDiffusion, nn.Module, list[tuple[Tensor, None]]]:
+    """Process, network and data to fit a time grid on."""
+    loaded = checkpoint.load(path, "toy")
+    settings = {k: v for k, v in loaded.config["experiment"].items() if k != "name"}
+    mixture = Mixture(torch.device("cpu"), **{**settings, "batch": probes})
+    loaded.into(mixture.module)
+    return mixture.process, mixture.denoiser, [next(mixture.batches(0, 0, 1))]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from bio_diffusion.diffusion.process import Denoiser, Process, State
     from bio_diffusion.diffusion.training import Step
+    from bio_diffusion.grids import Follower
 
 log = logging.getLogger("bio_diffusion.train")
 
@@ -158,6 +159,7 @@ class Run:
         self.ema = EMA(self.experiment.module, self.fit["ema"])
         for group in self.experiment.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self.grid = self._follower(self.fit.get("grid"))
         self.steps, self.seconds = 0, 0.0  # done, over all sittings
         self.sums: dict[str, float] = {}  # of what is logged, since the last line
         self.found: dict[str, float] = {}  # by the last evaluation
@@ -167,6 +169,8 @@ class Run:
             self.experiment.optimizer.load_state_dict(state["optimizer"])
             self.ema.load_state_dict(state["ema"])
             self.seconds, self.sums, self.found = state["seconds"], state["sums"], state["found"]
+            if self.grid and state.get("grid"):
+                self.grid.load_state_dict(state["grid"])
         if self.rank == 0:
             self.lines = Table(folder / "log.csv", self.steps)
             self.evaluations = Table(folder / "evaluation.csv", self.steps)
@@ -200,6 +204,8 @@ class Run:
                 step = next(running)
                 self.steps = step.index + 1
                 self.seconds = before + time.monotonic() - began
+                if self.grid:
+                    self.grid.after(step)
                 self._log(step, current)
                 if settings["evaluate_every"] and self.steps % settings["evaluate_every"] == 0:
                     self.evaluate()
@@ -242,6 +248,7 @@ class Run:
             "seconds": self.seconds,
             "sums": self.sums,
             "found": self.found,
+            "grid": self.grid and self.grid.state_dict(),
         }
         checkpoint.save_state(self.folder, self.steps, state)
         info = {
@@ -251,10 +258,27 @@ class Run:
             "evaluation": self.found,
             "version": __version__,
         }
+        curve = self.grid.curve if self.grid else None
         model = checkpoint.Checkpoint(
-            self.experiment.kind, self.config, weights, average["average"], info=info
+            self.experiment.kind,
+            self.config,
+            weights,
+            average["average"],
+            grid=None if curve is None else curve.to_dict(),
+            info=info if curve is None else info | {"grid": {"length": self.fit["grid"]}},
         )
         checkpoint.save(self.folder / "model.safetensors", model)
+
+    def _follower(self, length: str | None) -> "Follower | None":
+        """What fits a time grid as the run goes on: the first process alone."""
+        if length is None or self.rank:
+            return None
+        from bio_diffusion.grids import Follower
+
+        try:
+            return Follower(length, self.experiment, self.config["seed"])
+        except ValueError as error:
+            raise ConfigError(f"fit.grid={length}: {error}") from error
 
     def _set_rate(self) -> float:
         factor = rate(self.steps, *(self.fit[k] for k in ("warmup", "final_rate", "max_steps")))

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from bio_diffusion.diffusion import schedule
+from bio_diffusion.diffusion import lengths, schedule
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.process import tangent_map
 from bio_diffusion.diffusion.sampling import sample
 
 LENGTHS = [
-    schedule.CorrectorOptimised(),
-    schedule.VelocityNormalised(),
-    schedule.TruncationError(),
-    schedule.TruncationError(solver_order=2),
+    lengths.CorrectorOptimised(),
+    lengths.VelocityNormalised(),
+    lengths.TruncationError(),
+    lengths.TruncationError(solver_order=2),
 ]
 
 

@@ -34,7 +34,7 @@ from bio_diffusion.diffusion.guidance import (
 )
 from bio_diffusion.diffusion.process import Denoiser, Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
-from bio_diffusion.diffusion.schedule import Curve, uniform
+from bio_diffusion.diffusion.schedule import sine, uniform
 from bio_diffusion.diffusion.training import keyed_generator
 
 __all__ = ["Designer"]
@@ -71,7 +71,7 @@ class Designer:
         self.labelled, self.model = _restored(loaded, Generator)
         self.model.to(device)
         self.process = self.model.process
-        self.curve = None if loaded.grid is None else Curve.from_dict(loaded.grid)
+        self.curve = loaded.curve
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ class Designer:
                 classifier, "cbg" steers the unconditioned model by a predictor p(y | x_t).
             gamma: strength; 1 is the conditioned model itself.
             steps: of the sampler; a left-to-right model takes its length instead.
-            schedule: of the steps, "uniform" or the "adaptive" one fitted to the model.
+            schedule: of the steps, "uniform", "sine" or the "adaptive" one fitted to the model.
             seed: of all randomness.
             constraints: maps of transitions, applied after guidance.
             step: how to take a step; `sampling.Reverse()` unless told otherwise.
@@ -209,10 +209,12 @@ class Designer:
         """
         if isinstance(self.process, Autoregressive):
             return uniform(self.length)
-        if schedule == "uniform":
-            return uniform(steps)
+        if schedule in ("uniform", "sine"):
+            return uniform(steps) if schedule == "uniform" else sine(steps)
         if schedule != "adaptive":
-            raise ValueError(f"no schedule is called {schedule!r}; there are uniform, adaptive")
+            raise ValueError(
+                f"no schedule is called {schedule!r}; there are uniform, sine, adaptive"
+            )
         if self.curve is None:
             raise ValueError(
                 f"the model {self.name} has no fitted time grid; take uniform, or fit one: "

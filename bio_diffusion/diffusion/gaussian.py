@@ -81,9 +81,13 @@ class GaussianDiffusion(Brownian):
 
         Source: Karras et al. 2022, Table 1.
         """
+        error = ((prediction - noised.target) ** 2).flatten(1).mean(1)
+        return self.weight(t).to(prediction) * error
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Of the mean square error in the loss, (B,) float64."""
         a, c = self.sigma(t), self.sigma_data
-        weight = (a**2 + c**2) / (a * c) ** 2
-        return weight.to(prediction) * ((prediction - noised.target) ** 2).flatten(1).mean(1)
+        return (a**2 + c**2) / (a * c) ** 2
 
     def transition(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Normal:
         a_t, a_s = self.sigma(t), self.sigma_to(s)

@@ -1,16 +1,17 @@
-"""What a step costs: lengths for the adaptive schedule.
+"""What a step costs: lengths of the samplers, for the adaptive schedule.
 
 A length looks at samples x_t of p_t and says how much work there is from t to s. The engine in
-`schedule` averages it over samples, takes the root of its order and spreads the knots evenly.
-Which length suits depends on the sampler: `TruncationError` for its own solver of the probability
-flow, `VelocityNormalised` for second-order solvers and corrected sampling. Ancestral steps are near
-their best on a geometric grid: measure before putting an adaptive one in its place. For tokens
-`PathDivergence` is the length: on small exact worlds never worse than even steps, with a third of
-their divergence under uniform noise, where `schedule.sine` comes close without any measuring.
+`schedule` averages it over samples, takes the root of its order and spreads the knots evenly. Which
+length suits depends on the sampler, see docs/methods/adaptive-schedules.md: those of the solver's
+own error for the probability flow (`TruncationError`, `TerminalError`), `VelocityNormalised` for
+second-order solvers and corrected sampling; for samplers that draw, those in `information`.
+
+No length is never worse than a fixed grid. It is the error of single steps that is made even, and
+how errors add up along the way is known to few of them.
 
 Shapes: B batch.
 
-Source: Williams, Campbell, Doucet & Syed 2024 (the corrector's cost).
+Source: Williams, Campbell, Doucet & Syed 2024 (the corrector's and the predictor's cost).
 """
 
 from __future__ import annotations
@@ -21,24 +22,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.process import (
     Brownian,
     Prediction,
     Process,
-    Source,
     State,
+    Tangent,
     broadcast,
     tangent_map,
 )
+from bio_diffusion.diffusion.sampling import Heun, sample
 
 __all__ = [
     "CorrectorOptimised",
     "Denoise",
     "Length",
-    "PathDivergence",
+    "PredictorOptimised",
+    "TerminalError",
     "TruncationError",
     "VelocityNormalised",
+    "weighed",
 ]
 
 Denoise = Callable[[State, Tensor], Prediction]  # a denoiser with its cond filled in
@@ -105,6 +108,45 @@ class VelocityNormalised(CorrectorOptimised):
         return process.size(tangent_map(scaled, now, then, process.extent)) ** 2
 
 
+class PredictorOptimised:
+    """What a Langevin corrector must make good after an Euler step F of the probability flow.
+
+        L = v^2 |score(F(y), s) - pushed(F(y))|^2,     v = sigma_s, capped on compact factors
+        pushed(F(y)) = J^-T (score(y, t) - grad_y log|det J|),     J = dF / dy
+
+    the score of the law that F makes of p_t. Of order 4 where scores are exact: F then keeps p_t to
+    first order in the step. What of it is quadratic is error of the network. d backward passes, and
+    their gradients, for d numbers a state: for small states. The published order is 2, whatever the
+    score; taken so, the fourth power makes knots that swing from fit to fit.
+
+    Source: Williams et al. 2024, predictor-optimised cost; the order derived here.
+    """
+
+    order = 4
+
+    def __call__(
+        self, process: Brownian, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
+    ) -> Tensor:
+        if not isinstance(x_t, Tensor):
+            raise ValueError("the predictor's cost needs states that are tensors")
+        with torch.enable_grad():
+            u = torch.zeros_like(x_t, requires_grad=True)
+            here = process.move(x_t, u, t, t)
+            now = process.score(denoise(here, t), here, t)
+            end = u + process.flow(now, t, s)
+            rows = [
+                torch.autograd.grad(each.sum(), u, create_graph=True)[0].flatten(1)
+                for each in end.flatten(1).unbind(1)
+            ]
+            J = torch.stack(rows, 1)
+            (bend,) = torch.autograd.grad(torch.linalg.slogdet(J)[1].sum(), u, allow_unused=True)
+        left = (now - (0 if bend is None else bend)).detach().flatten(1)
+        pushed = torch.linalg.solve(J.detach().mT, left[..., None])[..., 0].reshape(x_t.shape)
+        x_s = process.move(x_t, end.detach(), t, s)
+        then = process.score(denoise(x_s, s), x_s, s)
+        return process.norm(then - pushed, s) ** 2
+
+
 class TruncationError:
     """The local error of a step of the probability flow dy / dsigma = eps_bar = -sigma score.
 
@@ -134,49 +176,67 @@ class TruncationError:
     def __call__(
         self, process: Brownian, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
     ) -> Tensor:
-        sigma_t, sigma_s = process.sigma(t), process.sigma(s)
-        h = tangent_map(torch.sub, sigma_t, sigma_s)
-        now = tangent_map(_times, sigma_t, process.score(denoise(x_t, t), x_t, t))
-        x_s = process.move(x_t, tangent_map(_times, h, now), t, s)
-        then = tangent_map(_times, sigma_s, process.score(denoise(x_s, s), x_s, s))
-        error = tangent_map(lambda a, b, step: _times(step**self.solver_order, a - b), now, then, h)
+        _, error = self.local(process, denoise, x_t, t, s)
         if self.data_scale is not None:
-            error = tangent_map(self._at_the_end, error, sigma_t, self.data_scale)
+            error = tangent_map(self._at_the_end, error, process.sigma(t), self.data_scale)
         return process.size(error) ** 2
 
+    def local(
+        self, process: Brownian, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
+    ) -> tuple[State, Tangent]:
+        """The Euler step x_s and the error made, |change of eps_bar| h^q."""
+        sigma_t, sigma_s = process.sigma(t), process.sigma(s)
+        h = tangent_map(torch.sub, sigma_t, sigma_s)
+        now = tangent_map(weighed, sigma_t, process.score(denoise(x_t, t), x_t, t))
+        x_s = process.move(x_t, tangent_map(weighed, h, now), t, s)
+        then = tangent_map(weighed, sigma_s, process.score(denoise(x_s, s), x_s, s))
+        return x_s, tangent_map(
+            lambda a, b, step: weighed(step**self.solver_order, a - b), now, then, h
+        )
+
     def _at_the_end(self, error: Tensor, sigma_t: Tensor, c: float) -> Tensor:
-        return _times(c ** (1 - self.solver_order) / (c**2 + sigma_t**2).sqrt(), error)
+        return weighed(c ** (1 - self.solver_order) / (c**2 + sigma_t**2).sqrt(), error)
 
 
-class PathDivergence:
-    """What a step of tokens loses by drawing all sites at once, beside two steps of half its size.
+class TerminalError(TruncationError):
+    """What is left at the end of the local error e of a step: L = |J_{0 <- s} e|   (LTE-J).
 
-        L = E_{x_m ~ q(x_m | x_t)} KL( q(x_s | x_m, predicted at x_m) || q(x_s | x_m, at x_t) )
-
-    One step from t to s is the same as two halves of which the second knows no more than the first,
-    so this is the divergence of the two paths, in nats. Under masking, with h(alpha) the entropy of
-    a masked site's letter and n sites, it is n |h'| d alpha^2 / 4 for small steps.
+    J e is how far the flow lands when it starts e away, by two walks down the rest of the grid; e
+    is shrunk to `nudge` sigma_s for it. A length and not its square, of order q + 1: near the
+    borders between modes J has heavy tails. K^2 network calls in all: for small networks, or to see
+    whether the cheap `TruncationError` with `data_scale` is near enough.
 
     Args:
-        generator: of the draw of x_m.
-
-    Source: Watson et al. 2022 (the bound as the cost of a step); the excess of a step derived here.
+        tail: falling times to 0, which the rest of the way is walked on, by Heun's rule.
+        solver_order: q, of the sampler that the grid is for.
+        nudge: of the finite difference.
     """
 
-    order = 2
-
-    def __init__(self, generator: Source = None) -> None:
-        self.generator = generator
+    def __init__(self, tail: Tensor, solver_order: int = 1, nudge: float = 0.01) -> None:
+        super().__init__(solver_order)
+        self.tail, self.nudge, self.order = tail, nudge, solver_order + 1
 
     def __call__(
-        self, process: Tokens, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
+        self, process: Brownian, denoise: Denoise, x_t: State, t: Tensor, s: Tensor
     ) -> Tensor:
-        m = (t + s) / 2
-        now = denoise(x_t, t).double()
-        x_m = process.transition(x_t, now, t, m).sample(self.generator)
-        two, one = (process.transition(x_m, p, m, s) for p in (denoise(x_m, m).double(), now))
-        return two.divergence(one).sum(-1)
+        if not isinstance(x_t, Tensor):
+            raise ValueError("the terminal error needs states that are tensors")
+        x_s, error = self.local(process, denoise, x_t, t, s)
+        size = process.size(error)
+        if not bool((size > 0).any()):
+            return size
+        shrink = self.nudge * process.sigma(s) / size.clamp(min=1e-30)
+        away = process.move(x_s, weighed(shrink, error), s, s)
+        rest = torch.cat([s[:1], self.tail[self.tail < s[0] * (1 - 1e-6)].to(s)])
+        if len(rest) < 2:  # s is where the grid ends
+            return size
+        ends = [
+            sample(process, lambda x, time, cond: denoise(x, time), x, rest, step=Heun())
+            for x in (away, x_s)
+        ]
+        return process.size(ends[0] - ends[1]) / shrink
 
 
-def _times(coefficient: Tensor, tangent: Tensor) -> Tensor:
+def weighed(coefficient: Tensor, tangent: Tensor) -> Tensor:
+    """A coefficient (B,) times a tensor (B, *)."""
     return broadcast(coefficient, tangent) * tangent

@@ -23,8 +23,8 @@ __all__ = [
     "VP",
     "Cosine",
     "CosineSurvival",
+    "LinearAlpha",
     "LinearSurvival",
-    "LogLinear",
     "Noise",
     "Survival",
     "VariancePreserving",
@@ -126,11 +126,8 @@ class Cosine(VariancePreserving):
         return self.c / torch.tan(self.c * t.double())
 
 
-class LogLinear(VariancePreserving):
-    """alpha = 1 - (1 - eps) t: for tokens, the share not yet noised falls linearly.
-
-    "Log-linear" because the total rate -log alpha is the logarithm of a linear function.
-    """
+class LinearAlpha(VariancePreserving):
+    """alpha = 1 - (1 - eps) t: the signal falls linearly. (Tokens have `LinearSurvival`.)"""
 
     def __init__(self, eps: float = 1e-3) -> None:
         self.eps = eps

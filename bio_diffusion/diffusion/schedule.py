@@ -1,5 +1,7 @@
 """When to look: fixed time grids, and the one fitted to the work a sampler has to do.
 
+What a step costs is in `lengths` and `information`; a grid that follows training, in `online`.
+
 A grid is times (N + 1,), falling from 1 to 0: N steps. Fixed grids are even in some function of the
 noise level. The adaptive grid puts its knots so that every step costs the same. For a cost of a
 step that is L(t, s) ~ c(t) |t - s|^p, of order p,
@@ -28,13 +30,7 @@ import torch
 from torch import Tensor
 
 from bio_diffusion.diffusion.categorical import Tokens
-from bio_diffusion.diffusion.lengths import (
-    CorrectorOptimised,
-    Length,
-    PathDivergence,
-    TruncationError,
-    VelocityNormalised,
-)
+from bio_diffusion.diffusion.lengths import Length
 from bio_diffusion.diffusion.process import (
     Brownian,
     Denoiser,
@@ -44,16 +40,12 @@ from bio_diffusion.diffusion.process import (
 )
 
 __all__ = [
-    "CorrectorOptimised",
     "Curve",
-    "Length",
-    "Online",
-    "PathDivergence",
-    "TruncationError",
-    "VelocityNormalised",
     "cosine",
     "fit_curve",
     "karras",
+    "mean_cost",
+    "probe_grid",
     "log_snr",
     "sine",
     "uniform",
@@ -153,6 +145,9 @@ class Curve:
             rises = all(a < b for a, b in zip(values, values[1:], strict=False))
             if not rises or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} of a curve must be finite and rise strictly")
+        if self.times[0] < 0 or self.times[-1] > 1:
+            ends = f"{self.times[0]:g} to {self.times[-1]:g}"
+            raise ValueError(f"times of a curve lie between 0 and 1, not from {ends}")
 
     @classmethod
     def from_costs(
@@ -189,12 +184,12 @@ class Curve:
 
         Also the quantile function for training times with as many draws where there is more work.
         """
-        times = torch.tensor(self.times, dtype=torch.float64, device=u.device)
-        shares = torch.tensor(self.lengths, dtype=torch.float64, device=u.device) / self.total
-        u = u.double()
-        cell = torch.searchsorted(shares, u.contiguous(), right=True).clamp(1, len(shares) - 1) - 1
-        place = (u - shares[cell]) / (shares[cell + 1] - shares[cell])
-        return torch.lerp(times[cell], times[cell + 1], place)
+        shares = [length / self.total for length in self.lengths]
+        return _interpolate(u, shares, self.times)
+
+    def shares(self, times: Tensor) -> Tensor:
+        """The inverse of `at`: shares of the whole length that lie below times; float64."""
+        return _interpolate(times, self.times, [length / self.total for length in self.lengths])
 
     def knots(self, n: int) -> Tensor:
         """N + 1 falling times with equally long steps between; the last put at 0, the data."""
@@ -212,13 +207,39 @@ class Curve:
         total = self.total + gamma * (other.total - self.total)
         return Curve(tuple(times.tolist()), tuple((total * u).tolist()))
 
+    @classmethod
+    def mixture(cls, *curves: Curve) -> Curve:
+        """The mean of curves, each of total 1: no step is more than k times as long, for any of k
+        lengths, as it is on that length's own grid."""
+        times = sorted({time for curve in curves for time in curve.times})
+        shares = [curve.shares(torch.tensor(times, dtype=torch.float64)) for curve in curves]
+        return cls(tuple(times), tuple(torch.stack(shares).mean(0).tolist()))
+
+    @classmethod
+    def through(cls, knots: Sequence[float]) -> Curve:
+        """The curve whose own knots these are, falling to 0: for grids made elsewhere."""
+        return cls(tuple(reversed(knots)), tuple(map(float, range(len(knots)))))
+
     def to_dict(self) -> dict[str, list[float]]:
         """Plain data for JSON."""
         return {"times": list(self.times), "lengths": list(self.lengths)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Sequence[float]]) -> Curve:
-        return cls(tuple(data["times"]), tuple(data["lengths"]))
+        """Raises: ValueError if the data are no curve."""
+        try:
+            parts = [tuple(map(float, data[key])) for key in ("times", "lengths")]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a curve has times and lengths, both lists ({error!r})") from error
+        return cls(*parts)
+
+
+def _interpolate(x: Tensor, known: Sequence[float], values: Sequence[float]) -> Tensor:
+    """values at x, linear between the known points and constant beyond; float64."""
+    xs, ys = (torch.tensor(v, dtype=torch.float64, device=x.device) for v in (known, values))
+    x = x.double().clamp(known[0], known[-1])
+    cell = torch.searchsorted(xs, x.contiguous(), right=True).clamp(1, len(xs) - 1) - 1
+    return torch.lerp(ys[cell], ys[cell + 1], (x - xs[cell]) / (xs[cell + 1] - xs[cell]))
 
 
 def probe_grid(process: Any, intervals: int) -> Tensor:
@@ -265,13 +286,13 @@ def fit_curve(
             count += 1
             for i in range(len(grid) - 1):
                 s, t = (grid[j].to(device).expand(len(x_0)) for j in (i, i + 1))
-                sums[i] += _cost(process, denoiser, length, x_0, cond, t, s, generator)
+                sums[i] += mean_cost(process, denoiser, length, x_0, cond, t, s, generator)
     if not count:
         raise ValueError("no batches to measure on")
     return Curve.from_costs(grid.tolist(), (sums / count).tolist(), length.order)
 
 
-def _cost(
+def mean_cost(
     process: Any,
     denoiser: Denoiser,
     length: Length,
@@ -287,77 +308,3 @@ def _cost(
     return float(
         length(process, lambda x, time: denoiser(x, time, cond), x_t, t, s).double().mean()
     )
-
-
-class Online:
-    """A curve that follows a network while it trains.
-
-    Every `update` measures the interval that has been seen least, keeps a moving average of each
-    interval's cost, and once all have been seen often enough moves the curve a little towards what
-    the averages say. The probe grid stays fixed and fine; only the curve moves.
-
-    Args:
-        process: gives the default probe grid.
-        length: what a step costs.
-        probe: rising times (K + 1,), or K.
-        decay: of the moving averages, per visit.
-        gamma: share of the way the curve moves at an update; an average of the last 1 / gamma.
-        visits: how often every interval must have been seen before the curve moves at all.
-
-    Source: Williams et al. 2024, Algorithm 2.
-    """
-
-    def __init__(
-        self,
-        process: Any,
-        length: Length,
-        probe: Tensor | int = 64,
-        decay: float = 0.9,
-        gamma: float = 0.05,
-        visits: int = 8,
-    ) -> None:
-        grid = probe_grid(process, probe) if isinstance(probe, int) else probe
-        self.process, self.length = process, length
-        self.times = tuple(grid.tolist())
-        self.decay, self.gamma, self.visits = decay, gamma, visits
-        self.seen = [0] * (len(self.times) - 1)
-        self.costs = [0.0] * (len(self.times) - 1)
-        self.curve = Curve.from_costs(self.times, [1.0] * len(self.costs), 1)
-
-    def update(
-        self,
-        denoiser: Denoiser,
-        x_0: State,
-        cond: Any = None,
-        generator: Source = None,
-        device: torch.device | str = "cpu",
-    ) -> Curve:
-        """Measure one interval on one batch (two network calls) and return the curve of now."""
-        i = self.seen.index(min(self.seen))
-        s, t = (torch.full((len(x_0),), self.times[j], device=device) for j in (i, i + 1))
-        with evaluating(denoiser):
-            cost = _cost(self.process, denoiser, self.length, x_0, cond, t, s, generator)
-        if not math.isfinite(cost):
-            return self.curve
-        # As many equal weights as visits at first, then a moving average: no bias from a start at
-        # 0.
-        weight = max(1 - self.decay, 1 / (self.seen[i] + 1))
-        self.costs[i] += weight * (cost - self.costs[i])
-        self.seen[i] += 1
-        if min(self.seen) >= self.visits:
-            measured = Curve.from_costs(self.times, self.costs, self.length.order)
-            self.curve = self.curve.toward(measured, self.gamma)
-        return self.curve
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "times": self.times,
-            "seen": list(self.seen),
-            "costs": list(self.costs),
-            "curve": self.curve.to_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.times = tuple(state["times"])
-        self.seen, self.costs = list(state["seen"]), list(state["costs"])
-        self.curve = Curve.from_dict(state["curve"])

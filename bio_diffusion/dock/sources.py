@@ -213,13 +213,12 @@ def load_source(
     path = Path(checkpoint) if checkpoint is not None else SHIPPED
     if checkpoint is None and not path.is_file():
         return PriorPoses(), "none"
-    from bio_diffusion.diffusion.schedule import Curve
 
     from .network import NetworkPoses, load_model
 
     place = torch.device(device)
     model, loaded = load_model(path, place)
-    curve = Curve.from_dict(loaded.grid) if loaded.grid else None
+    curve = loaded.curve
     source = NetworkPoses(
         model, curve, steps, schedule, place, guidance=guidance, latent_guidance=latent_guidance
     )

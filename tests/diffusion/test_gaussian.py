@@ -8,9 +8,9 @@ import torch
 
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion, Preconditioned
-from bio_diffusion.diffusion.noise import EDM, VE, VP, Cosine, LogLinear
+from bio_diffusion.diffusion.noise import EDM, VE, VP, Cosine, LinearAlpha
 
-SCHEDULES = [VP(), Cosine(), LogLinear(), VE(), EDM()]
+SCHEDULES = [VP(), Cosine(), LinearAlpha(), VE(), EDM()]
 
 
 @pytest.mark.parametrize("noise", SCHEDULES, ids=lambda n: type(n).__name__)
@@ -27,7 +27,7 @@ def test_derivatives_agree_with_autograd(noise):
     torch.testing.assert_close(noise.level(t), torch.exp(-noise.log_snr(t) / 2))
 
 
-@pytest.mark.parametrize("noise", [VP(), Cosine(), LogLinear()], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("noise", [VP(), Cosine(), LinearAlpha()], ids=lambda n: type(n).__name__)
 def test_variance_is_preserved_to_the_last_digit(noise):
     t = torch.linspace(0, 1, 50)
     torch.testing.assert_close(noise.alpha(t) ** 2 + noise.sigma(t) ** 2, torch.ones(50).double())

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from bio_diffusion.diffusion import lengths, schedule
 from bio_diffusion.diffusion import linear_steps as steps
-from bio_diffusion.diffusion import schedule
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.guidance import Temperature
@@ -357,7 +357,7 @@ def test_rows_do_not_see_each_other(world):
 
 
 def test_lengths_have_their_order(world):
-    laws.lengths_have_their_order(world, schedule.CorrectorOptimised())
+    laws.lengths_have_their_order(world, lengths.CorrectorOptimised())
 
 
 def test_steps_take_no_guidance():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from bio_diffusion.diffusion import schedule
+from bio_diffusion.diffusion import lengths, online, schedule
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.noise import EDM, VE, VP
@@ -75,7 +75,7 @@ def test_fixed_grids_are_even_in_what_they_say():
 
 @pytest.mark.parametrize("noise", [VE(LOW, HIGH), EDM(LOW, HIGH)], ids=["ve", "edm"])
 def test_corrector_length_of_gaussian_data(noise):
-    curve = fitted(GaussianDiffusion(noise), schedule.CorrectorOptimised(), probe=96)
+    curve = fitted(GaussianDiffusion(noise), lengths.CorrectorOptimised(), probe=96)
     expected = corrector_length(HIGH, C) - corrector_length(LOW, C)
     # 4096 numbers: the mean square is known to 2.2 %, its root to 1.1 %.
     assert curve.total == pytest.approx(expected, rel=0.025)
@@ -84,7 +84,7 @@ def test_corrector_length_of_gaussian_data(noise):
 def test_costs_are_taken_in_the_unscaled_frame():
     # In the scaled frame of VP a unit Gaussian never changes and the schedule would be undefined.
     process = GaussianDiffusion(VP())
-    curve = fitted(process, schedule.CorrectorOptimised(), c=1.0)
+    curve = fitted(process, lengths.CorrectorOptimised(), c=1.0)
     low, high = (float(process.level(torch.tensor([t]))) for t in (curve.times[0], 1.0))
     assert curve.total == pytest.approx(
         corrector_length(high, 1.0) - corrector_length(low, 1.0), rel=0.03
@@ -93,19 +93,19 @@ def test_costs_are_taken_in_the_unscaled_frame():
 
 def test_length_does_not_depend_on_the_probe():
     process = GaussianDiffusion(VE(LOW, HIGH))
-    totals = [fitted(process, schedule.CorrectorOptimised(), probe=k).total for k in (64, 256)]
+    totals = [fitted(process, lengths.CorrectorOptimised(), probe=k).total for k in (64, 256)]
     rho = schedule._invert(
         process, torch.linspace(LOW ** (1 / 7), HIGH ** (1 / 7), 129).double() ** 7
     )
     rho[0], rho[-1] = 0, 1
-    totals.append(fitted(process, schedule.CorrectorOptimised(), probe=rho).total)
+    totals.append(fitted(process, lengths.CorrectorOptimised(), probe=rho).total)
     assert max(totals) / min(totals) < 1.02
 
 
 def test_gaussian_optimum_is_found_by_the_terminal_error():
     # For N(0, c^2) the best grid of the probability flow is even in arctan(sigma / c).
     process = GaussianDiffusion(VE(LOW, HIGH))
-    curve = fitted(process, schedule.TruncationError(data_scale=C), probe=128)
+    curve = fitted(process, lengths.TruncationError(data_scale=C), probe=128)
     known = schedule.cosine(process, 8, scale=C)
     ratio = process.level(curve.knots(8)[1:-1]) / process.level(known[1:-1])
     assert (ratio - 1).abs().max() < 0.05
@@ -116,9 +116,9 @@ def test_truncation_length_beats_the_corrector_on_gaussian_data():
     process = GaussianDiffusion(VE(LOW, HIGH), bridge=Bridge(0.0))
     errors = {}
     for name, length in [
-        ("corrector", schedule.CorrectorOptimised()),
-        ("normalised", schedule.VelocityNormalised()),
-        ("terminal", schedule.TruncationError(data_scale=C)),
+        ("corrector", lengths.CorrectorOptimised()),
+        ("normalised", lengths.VelocityNormalised()),
+        ("terminal", lengths.TruncationError(data_scale=C)),
     ]:
         level = process.level(fitted(process, length).knots(8).double())
         level[-1] = LOW
@@ -152,7 +152,7 @@ def test_roots_follow_the_mean():
     # Averaging roots of batches instead would be biased low: sqrt is concave.
     process, generator = GaussianDiffusion(VE(LOW, HIGH)), torch.Generator().manual_seed(0)
     data = [(C * torch.randn(4, 1, generator=generator), None) for _ in range(60)]
-    denoise, length = denoiser_of(process), schedule.CorrectorOptimised()
+    denoise, length = denoiser_of(process), lengths.CorrectorOptimised()
     whole = schedule.fit_curve(process, denoise, length, data, 16, generator).total
     apart = (
         sum(schedule.fit_curve(process, denoise, length, [b], 16, generator).total for b in data)
@@ -193,7 +193,7 @@ def test_iterating_on_the_knots_in_use_collapses_and_one_fine_pass_does_not():
 
 
 def test_curves_survive_json():
-    curve = fitted(GaussianDiffusion(VE(LOW, HIGH)), schedule.VelocityNormalised(), probe=16)
+    curve = fitted(GaussianDiffusion(VE(LOW, HIGH)), lengths.VelocityNormalised(), probe=16)
     assert schedule.Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
     with pytest.raises(ValueError, match="rise strictly"):
         schedule.Curve((0.0, 0.5, 0.4), (0.0, 1.0, 2.0))
@@ -210,20 +210,20 @@ def test_curves_blend_linearly():
 
 def test_online_curve_approaches_the_offline_one():
     process = GaussianDiffusion(VE(LOW, HIGH))
-    length, denoise = schedule.VelocityNormalised(), denoiser_of(process)
-    online = schedule.Online(process, length, probe=16, gamma=0.2, visits=4)
+    length, denoise = lengths.VelocityNormalised(), denoiser_of(process)
+    follower = online.Online(process, length, probe=16, gamma=0.2, visits=4)
     generator = torch.Generator().manual_seed(2)
-    flat = online.curve.knots(10)
+    flat = follower.curve.knots(10)
     for _ in range(3 * 16):
-        online.update(denoise, C * torch.randn(256, 8, generator=generator), generator=generator)
-    torch.testing.assert_close(online.curve.knots(10), flat)  # not before all are seen four times
+        follower.update(denoise, C * torch.randn(256, 8, generator=generator), generator=generator)
+    torch.testing.assert_close(follower.curve.knots(10), flat)  # not before all are seen four times
     for _ in range(10 * 16):
-        online.update(denoise, C * torch.randn(256, 8, generator=generator), generator=generator)
+        follower.update(denoise, C * torch.randn(256, 8, generator=generator), generator=generator)
     target = fitted(process, length, probe=16)
-    torch.testing.assert_close(online.curve.knots(10), target.knots(10), rtol=0, atol=0.02)
-    again = schedule.Online(process, length, probe=16)
-    again.load_state_dict(json.loads(json.dumps(online.state_dict())))
-    assert again.curve == online.curve and again.costs == online.costs
+    torch.testing.assert_close(follower.curve.knots(10), target.knots(10), rtol=0, atol=0.02)
+    again = online.Online(process, length, probe=16)
+    again.load_state_dict(json.loads(json.dumps(follower.state_dict())))
+    assert again.curve == follower.curve and again.costs == follower.costs
 
 
 def test_compact_factors_cost_nothing_once_uniform():
@@ -238,7 +238,7 @@ def test_compact_factors_cost_nothing_once_uniform():
         )
         batches = [(world.data(256, torch.Generator().manual_seed(0)), None)]
         curve = schedule.fit_curve(
-            world.process, world.denoiser, schedule.CorrectorOptimised(), batches, 48,
+            world.process, world.denoiser, lengths.CorrectorOptimised(), batches, 48,
             torch.Generator().manual_seed(1),
         )  # fmt: skip
         return world.process.sigma(curve.knots(10))["angle"]
@@ -249,4 +249,4 @@ def test_compact_factors_cost_nothing_once_uniform():
 def test_fit_needs_data():
     process = ProductDiffusion({"turn": (SO3(), 0.1, 1.0, 1.0)})
     with pytest.raises(ValueError, match="no batches"):
-        schedule.fit_curve(process, lambda x, t, c: {}, schedule.CorrectorOptimised(), [])
+        schedule.fit_curve(process, lambda x, t, c: {}, lengths.CorrectorOptimised(), [])

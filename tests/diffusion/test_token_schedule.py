@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bio_diffusion.diffusion import schedule
+from bio_diffusion.diffusion import information, online, schedule
 from bio_diffusion.diffusion.categorical import Absorbing, Uniform
 from tests.laws import seeded
 from tests.toys import Words
@@ -17,7 +17,7 @@ def at(value, count):
 
 def length(world, t, s, count=4000, seed=0):
     x_t = world.process.perturb(world.data(count, seeded(seed)), at(t, count), seeded(seed + 1)).x_t
-    cost = schedule.PathDivergence(seeded(seed + 2))
+    cost = information.PathDivergence(seeded(seed + 2))
     return cost(world.process, world.denoiser, x_t, at(t, count), at(s, count))
 
 
@@ -27,7 +27,7 @@ def test_a_length_is_none_where_there_is_no_step_and_else_of_second_order(kind):
     assert float(length(world, 0.55, 0.55).max()) == 0
     long, short = (float(length(world, 0.5, 0.5 - h, 20000).mean()) for h in (0.1, 0.05))
     # 20,000 draws tell each mean to 2 %, and the next order adds O(h) to the ratio
-    assert math.log2(long / short) == pytest.approx(schedule.PathDivergence.order, rel=0.15)
+    assert math.log2(long / short) == pytest.approx(information.PathDivergence.order, rel=0.15)
 
 
 def entropy_of_a_mask(world, alpha):
@@ -83,7 +83,7 @@ def test_the_fitted_grid_beats_even_steps(kind, share, data):
     world.p = data()
     batches = [(world.data(512, seeded(i)), None) for i in range(4)]
     curve = schedule.fit_curve(
-        world.process, world.denoiser, schedule.PathDivergence(seeded(5)), batches, 40, seeded(9)
+        world.process, world.denoiser, information.PathDivergence(seeded(5)), batches, 40, seeded(9)
     )
     for steps in (4, 8):
         knots = curve.knots(steps)
@@ -103,7 +103,7 @@ def test_a_sine_helps_uniform_noise_without_measuring():
 
 def test_a_curve_follows_training():
     world = Words(Absorbing(4))
-    online = schedule.Online(world.process, schedule.PathDivergence(seeded(0)), 8, visits=1)
+    follower = online.Online(world.process, information.PathDivergence(seeded(0)), 8, visits=1)
     for number in range(16):
-        online.update(world.denoiser, world.data(64, seeded(number)), generator=seeded(number))
-    assert min(online.seen) == 2 and online.curve.total > 0
+        follower.update(world.denoiser, world.data(64, seeded(number)), generator=seeded(number))
+    assert min(follower.seen) == 2 and follower.curve.total > 0
