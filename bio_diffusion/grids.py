@@ -58,6 +58,7 @@ def lengths_named(
         if isinstance(process, GaussianDiffusion):
             entropic = information.RescaledEntropic()
             suited["terminal"] = [lengths.TruncationError(1, process.sigma_data)]
+            suited["heun-terminal"] = [lengths.TruncationError(2, process.sigma_data)]
             suited["entropic"] = [entropic]
             suited["mixture"] = [ancestral, entropic]
     if isinstance(process, Tokens):

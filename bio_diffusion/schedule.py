@@ -10,7 +10,8 @@ What a step costs, by --length:
     corrector    the same with the noise level as its speed, as published
     truncation   local error of an Euler (DDIM) step
     heun         local error of a Heun step
-    terminal     local error of an Euler step, shrunk as for normal data: tensors
+    terminal     truncation, shrunk on the way as for normal data: tensors
+    heun-terminal   heun, shrunk likewise: tensors
     ancestral    what an ancestral step loses in nats
     entropic     even increments of rescaled entropy: tensors
     mixture      ancestral and entropic, half each: ancestral steps of tensors
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["LENGTHS", "fit", "fingerprint", "main", "read_grid", "save_grid"]
 
 LENGTHS = (
-    "velocity", "corrector", "truncation", "heun", "terminal", "ancestral", "entropic", "mixture",
+    "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "ancestral", "entropic", "mixture",
     "path", "unmasking",
 )  # fmt: skip
 # kind of model -> what gives its process, network and data to measure on

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from bio_diffusion.diffusion.categorical import Absorbing, Tokens
@@ -118,6 +119,10 @@ class Reading(Protocol):
         """E at t, from `process.loss`; both (B,)."""
         ...
 
+    def trust(self, process: Any, t: Tensor) -> Tensor:
+        """What an error at t counts in a mean over near times, (B,): one over its spread squared."""
+        ...
+
     def cost(self, process: Any, t: Tensor, s: Tensor, high: Tensor, low: Tensor) -> Tensor:
         """Costs (K,) of intervals from t to s with errors `high` at t and `low` at s."""
         ...
@@ -137,6 +142,9 @@ class Unmasking:
     def error(self, process: Absorbing, t: Tensor, loss: Tensor) -> Tensor:
         return loss / -process.schedule.slope(t)
 
+    def trust(self, process: Absorbing, t: Tensor) -> Tensor:
+        return 1 - process.schedule.alpha(t)  # as many masks are asked about
+
     def cost(self, process: Absorbing, t: Tensor, s: Tensor, high: Tensor, low: Tensor) -> Tensor:
         return (high - low) * (process.schedule.alpha(s) - process.schedule.alpha(t))
 
@@ -154,6 +162,9 @@ class RescaledEntropic:
 
     def error(self, process: GaussianDiffusion, t: Tensor, loss: Tensor) -> Tensor:
         return loss / process.weight(t)
+
+    def trust(self, process: GaussianDiffusion, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
     def cost(
         self, process: GaussianDiffusion, t: Tensor, s: Tensor, high: Tensor, low: Tensor
@@ -173,6 +184,9 @@ class EntropyRate:
 
     def error(self, process: Tokens, t: Tensor, loss: Tensor) -> Tensor:
         return loss / -process.schedule.slope(t)
+
+    def trust(self, process: Tokens, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
     def cost(self, process: Tokens, t: Tensor, s: Tensor, high: Tensor, low: Tensor) -> Tensor:
         alpha_t, alpha_s = process.schedule.alpha(t), process.schedule.alpha(s)

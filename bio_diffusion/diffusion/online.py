@@ -117,21 +117,23 @@ class LossCurve:
         grid = probe_grid(process, probe) if isinstance(probe, int) else probe
         self.process, self.reading, self.decay = process, reading, decay
         self.times = tuple(grid.tolist())
-        self.seen = [0] * (len(self.times) - 1)
+        self.seen = [0.0] * (len(self.times) - 1)  # trust
         self.errors = [0.0] * (len(self.times) - 1)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Takes in a step of training: `Step.t` and `Step.losses`, (B,) each."""
         errors = self.reading.error(self.process, t, losses.double()).tolist()
         cells = torch.bucketize(t.double(), torch.tensor(self.times[1:-1]).double()).tolist()
-        found: dict[int, list[float]] = {}
-        for cell, error in zip(cells, errors, strict=True):
+        trust = self.reading.trust(self.process, t.double()).tolist()
+        found: dict[int, tuple[float, float]] = {}
+        for cell, error, weight in zip(cells, errors, trust, strict=True):
             if math.isfinite(error):
-                found.setdefault(cell, []).append(error)
-        for i, values in found.items():
-            self.seen[i] += len(values)
-            weight = max(1 - self.decay, len(values) / self.seen[i])
-            self.errors[i] += weight * (sum(values) / len(values) - self.errors[i])
+                total, mass = found.get(cell, (0.0, 0.0))
+                found[cell] = total + weight * error, mass + weight
+        for i, (total, mass) in found.items():
+            self.seen[i] += mass
+            share = max(1 - self.decay, mass / self.seen[i])
+            self.errors[i] += share * (total / mass - self.errors[i])
 
     @property
     def curve(self) -> Curve:
@@ -145,6 +147,9 @@ class LossCurve:
         errors = torch.tensor(self.errors, dtype=torch.float64)
         if self.reading.monotone:
             errors = isotonic(errors, torch.tensor(self.seen, dtype=torch.float64))
+        if self.reading.order > 1:  # made of differences: of steps, were they not smoothed
+            rises = _running_mean(errors.diff(), len(errors) // 16)
+            errors = errors[0] + torch.cat([rises.new_zeros(1), rises.cumsum(0)])
         steps = errors.diff() / 2
         ends = errors[:1] - steps[:1], errors[:-1] + steps, errors[-1:] + steps[-1:]
         edges = torch.cat(ends).clamp(min=0)
@@ -188,6 +193,12 @@ def fit_losses(
     if not max(found.seen):
         raise ValueError("no batches to measure on")
     return found.curve
+
+
+def _running_mean(values: Tensor, reach: int) -> Tensor:
+    """Mean over up to `reach` neighbours on either side, (K,)."""
+    near = (torch.arange(len(values))[:, None] - torch.arange(len(values))).abs() <= reach
+    return (near * values).sum(1) / near.sum(1)
 
 
 def isotonic(values: Tensor, weights: Tensor) -> Tensor:

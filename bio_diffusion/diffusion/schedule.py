@@ -48,6 +48,7 @@ __all__ = [
     "probe_grid",
     "log_snr",
     "sine",
+    "times_at",
     "uniform",
 ]
 
@@ -102,7 +103,7 @@ def _between(
         raise ValueError(f"a grid needs at least one step, got {n}")
     ends = torch.tensor([1.0, _lowest(process) if t_min is None else t_min], dtype=torch.float64)
     high, low = forth(process.level(ends))
-    times = _invert(process, back(torch.lerp(high, low, torch.linspace(0, 1, n + 1).double())))
+    times = times_at(process, back(torch.lerp(high, low, torch.linspace(0, 1, n + 1).double())))
     times[0], times[-1] = 1.0, 0.0
     return times.to(torch.get_default_dtype())
 
@@ -112,7 +113,7 @@ def _lowest(process: Brownian) -> float:
     return 0.0 if float(process.level(torch.zeros(1, dtype=torch.float64))) > 0 else 1e-3
 
 
-def _invert(process: Brownian, level: Tensor) -> Tensor:
+def times_at(process: Brownian, level: Tensor) -> Tensor:
     """Times at which the process has the given noise levels, by bisection; float64."""
     low, high = torch.zeros_like(level), torch.ones_like(level)
     for _ in range(60):
@@ -249,7 +250,7 @@ def probe_grid(process: Any, intervals: int) -> Tensor:
         return torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([_lowest(process), 1.0], dtype=torch.float64)
     low, high = process.level(ends).log()
-    times = _invert(
+    times = times_at(
         process, torch.lerp(low, high, torch.linspace(0, 1, intervals + 1).double()).exp()
     )
     times[0], times[-1] = ends

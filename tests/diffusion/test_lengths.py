@@ -45,7 +45,7 @@ def relative_cost(length, h, count=20000):
     """Mean cost of a step from sigma 1 to 1 - h, two modes of unequal weight."""
     process = GaussianDiffusion(VE(0.01, 10.0))
     denoise = exact(process, (-1.0, 1.0), (0.7, 0.3), 0.05)
-    t, s = schedule._invert(process, torch.tensor([1.0, 1 - h]).double())
+    t, s = schedule.times_at(process, torch.tensor([1.0, 1 - h]).double())
     modes = torch.tensor([-1.0, 1.0]).double()
     x = modes[torch.multinomial(torch.tensor([0.7, 0.3]), count, True, generator=seeded())]
     x_t = (x + torch.randn(count, generator=seeded(1)).double())[:, None]
@@ -69,7 +69,7 @@ def test_an_exact_euler_predictor_costs_to_the_fourth_order():
 def test_the_predictors_push_is_the_change_of_variables():
     # For Gaussian data a step multiplies y by m, and the pushed law is m times as wide.
     process = GaussianDiffusion(VE(LOW, HIGH))
-    times = schedule._invert(process, torch.tensor([1.0, 0.7]).double())
+    times = schedule.times_at(process, torch.tensor([1.0, 0.7]).double())
     t, s = (time.expand(4000) for time in times)
     x_t = math.hypot(C, 1.0) * torch.randn(4000, 1, generator=seeded()).double()
     m = 1 - 1.0 * 0.3 / (C**2 + 1)

@@ -94,7 +94,7 @@ def test_costs_are_taken_in_the_unscaled_frame():
 def test_length_does_not_depend_on_the_probe():
     process = GaussianDiffusion(VE(LOW, HIGH))
     totals = [fitted(process, lengths.CorrectorOptimised(), probe=k).total for k in (64, 256)]
-    rho = schedule._invert(
+    rho = schedule.times_at(
         process, torch.linspace(LOW ** (1 / 7), HIGH ** (1 / 7), 129).double() ** 7
     )
     rho[0], rho[-1] = 0, 1
