@@ -102,7 +102,7 @@ def tokens(args: argparse.Namespace) -> None:
 
     floor = [away(real[i : i + args.n]) for i in (0, 700, 1400)]
     print(
-        f"\nModel {designer.name}, {designer.sha256[:12]}, {args.n} molecules x {args.seeds} seeds, "
+        f"\nModel {designer.name} {designer.sha256[:12]}, {args.n} molecules x {args.seeds} seeds; "
         f"gamma {args.gamma or 'none'}; as many held-out ones are {spread(floor, 3)} away\n"
     )
     print("| grid | steps | valid, % | distance | QED | bound, nats a site | CPU s |")
