@@ -28,6 +28,7 @@ from bio_diffusion.dock.sources import (
     PreparedReceptor,
     PriorPoses,
 )
+from bio_diffusion.grids import kept
 
 POSES = 16
 SCHEDULES = ("uniform", "karras", "adaptive")
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, loaded = load_model(args.checkpoint, torch.device("cpu"))
-    curve = loaded.curve
+    curve = kept(loaded)
     sources: dict[str, PoseSource] = {"random in the box": PriorPoses()}
     for schedule in SCHEDULES:
         for steps in args.steps:

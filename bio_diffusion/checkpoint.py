@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bio_diffusion.diffusion.schedule import Curve
-
 FORMAT = 1
 _ENTRY = "bio_diffusion"
 _FIELDS = ("format", "kind", "sha256", "data", "dtypes")
@@ -69,22 +67,6 @@ class Checkpoint:
     def best(self) -> "dict[str, Tensor]":
         """The averaged weights where there are some."""
         return self.weights if self.ema is None else self.ema
-
-    @property
-    def curve(self) -> "Curve | None":
-        """The fitted time grid, where there is one.
-
-        Raises:
-            CheckpointError: what is kept as one has knots that do not fall, or no knots.
-        """
-        from bio_diffusion.diffusion.schedule import Curve
-
-        try:
-            return None if self.grid is None else Curve.from_dict(self.grid)
-        except ValueError as error:
-            raise CheckpointError(
-                f"the time grid in the {self.kind} checkpoint is none: {error}; {_REMEDY}"
-            ) from error
 
     def into(self, module: "nn.Module") -> "nn.Module":
         """Puts `best` into a module.

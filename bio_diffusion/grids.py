@@ -1,4 +1,4 @@
-"""Named lengths: what `--length NAME` and `fit.grid=NAME` stand for, measured or followed."""
+"""Time grids of models: measured by a named length, followed in training, kept in a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bio_diffusion.checkpoint import Checkpoint, CheckpointError
 from bio_diffusion.diffusion import information, lengths
 from bio_diffusion.diffusion.categorical import Absorbing, Tokens
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
@@ -17,7 +18,7 @@ from bio_diffusion.diffusion.process import Brownian, Denoiser, Process, State
 from bio_diffusion.diffusion.schedule import Curve, fit_curve
 from bio_diffusion.diffusion.training import Step, keyed_generator
 
-__all__ = ["Follower", "Probe", "lengths_named", "measure", "usual_length"]
+__all__ = ["Follower", "Probe", "kept", "lengths_named", "measure", "usual_length"]
 
 
 class Probe(NamedTuple):
@@ -87,6 +88,21 @@ def measure(probe: Probe, length: str, intervals: int) -> Curve:
         engine: Callable[..., Curve] = fit_losses if _is_reading(each) else fit_curve
         curves.append(engine(probe.process, probe.denoiser, each, batches, intervals, generator))
     return curves[0] if len(curves) == 1 else Curve.mixture(*curves)
+
+
+def kept(model: Checkpoint) -> Curve | None:
+    """The time grid that is kept beside a model's weights, where there is one.
+
+    Raises:
+        CheckpointError: it has knots that do not fall, or no knots.
+    """
+    try:
+        return None if model.grid is None else Curve.from_dict(model.grid)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the time grid in the {model.kind} checkpoint {model.sha256[:12]} is none: {error}; "
+            "copy or download it again, or name another file"
+        ) from error
 
 
 class Follower:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["LENGTHS", "fit", "fingerprint", "main", "read_grid", "save_grid"]
 
 LENGTHS = (
-    "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "ancestral", "entropic", "mixture",
-    "path", "unmasking",
+    "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "ancestral",
+    "entropic", "mixture", "path", "unmasking",
 )  # fmt: skip
 # kind of model -> what gives its process, network and data to measure on
 _PROBES = {
@@ -163,10 +163,10 @@ def _fit(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _show(args: argparse.Namespace) -> Iterator[str]:
-    from bio_diffusion import checkpoint
+    from bio_diffusion import checkpoint, grids
 
     model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
-    curve = model.curve
+    curve = grids.kept(model)
     if curve is None:
         raise ValueError(f"{args.model}: holds no time grid; fit one: fit --model {args.model}")
     told = model.info.get("grid", {})

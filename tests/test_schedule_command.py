@@ -59,14 +59,14 @@ def test_fit_keeps_the_curve_and_show_prints_it(model, capsys):
     assert run("show", *words) == 0
     told, knots = capsys.readouterr().out.splitlines()
     assert told.startswith("length mixture") and knots == printed
-    assert checkpoint.load(model, "toy").curve.total == pytest.approx(1)
+    assert grids.kept(checkpoint.load(model, "toy")).total == pytest.approx(1)
 
 
 def test_a_grid_travels_in_a_file_of_its_own(model, tmp_path, capsys):
     grid, other = tmp_path / "grid.json", tmp_path / "other.safetensors"
     run("fit", "--model", model, "--length", "heun", "--probes", 64, "--save", grid, "--out", other)
     assert run("set", "--model", model, "--grid", grid) == 0
-    assert checkpoint.load(model, "toy").curve == checkpoint.load(other, "toy").curve
+    assert checkpoint.load(model, "toy").grid == checkpoint.load(other, "toy").grid
     grid.write_text(json.dumps({"knots": [1, 0.5, 0.2, 0]}))
     assert run("set", "--model", model, "--grid", grid) == 0
     capsys.readouterr()

@@ -36,6 +36,7 @@ from bio_diffusion.diffusion.process import Denoiser, Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
 from bio_diffusion.diffusion.schedule import sine, uniform
 from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.grids import kept
 
 __all__ = ["Designer"]
 
@@ -71,7 +72,7 @@ class Designer:
         self.labelled, self.model = _restored(loaded, Generator)
         self.model.to(device)
         self.process = self.model.process
-        self.curve = loaded.curve
+        self.curve = kept(loaded)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ class Reading(Protocol):
         ...
 
     def trust(self, process: Any, t: Tensor) -> Tensor:
-        """What an error at t counts in a mean over near times, (B,): one over its spread squared."""
+        """What an error at t counts in a mean over near times, (B,): 1 / its variance."""
         ...
 
     def cost(self, process: Any, t: Tensor, s: Tensor, high: Tensor, low: Tensor) -> Tensor:

@@ -156,8 +156,8 @@ class TruncationError:
         g = 1, or with data_scale c:  c^(1-q) / sqrt(c^2 + sigma_t^2)
 
     y_m and y_s are Euler's, from y_t. Squared, so that the engine averages squares; hence order
-    2 (q + 1). With c (LTE-G) the errors are those left at the end if the data were Gaussian of width
-    c, in units of c: errors made early shrink on the way.
+    2 (q + 1). With c (LTE-G) the errors are those left at the end if the data were Gaussian of
+    width c, in units of c: errors made early shrink on the way.
 
     Args:
         solver_order: q.

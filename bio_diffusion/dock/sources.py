@@ -214,12 +214,19 @@ def load_source(
     if checkpoint is None and not path.is_file():
         return PriorPoses(), "none"
 
+    from bio_diffusion.grids import kept
+
     from .network import NetworkPoses, load_model
 
     place = torch.device(device)
     model, loaded = load_model(path, place)
-    curve = loaded.curve
     source = NetworkPoses(
-        model, curve, steps, schedule, place, guidance=guidance, latent_guidance=latent_guidance
+        model,
+        kept(loaded),
+        steps,
+        schedule,
+        place,
+        guidance=guidance,
+        latent_guidance=latent_guidance,
     )
     return source, f"{path.stem}-{loaded.sha256[:12]}"
