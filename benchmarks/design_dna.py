@@ -8,7 +8,9 @@ an oracle scores too, so beside each score stand the Jensen-Shannon distance of 
 the real sequences of that class (held-out ones, so that the first row is the floor for a sample of
 its size) and the discriminator's area under the ROC curve (0.5: not told from real). References:
 real sequences of the class and of all classes, and their dinucleotide shuffles. Controls: the
-opposite class, a predictor with random weights, and best of k by the predictor.
+opposite class, a predictor with random weights, and, at four times the network calls, best of 4 and
+chains (noise a quarter of the way, denoise, accept or not) by what the predictor says of clean
+sequences.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from bio_diffusion.design import metrics
 from bio_diffusion.design.dataset import find_data, read_rows
 from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.diffusion.guidance import ExactClassifier, FirstOrderClassifier
-from bio_diffusion.diffusion.process import Guidance
+from bio_diffusion.diffusion.montecarlo import Metropolis
+from bio_diffusion.diffusion.process import Guidance, evaluating
+from bio_diffusion.diffusion.schedule import uniform
 
 Draw = Callable[[int], list[str]]
 
@@ -84,12 +88,31 @@ def ways(designer: Designer, target: str, n: int, steps: int, exact: int) -> dic
             judged = designer.log_p(label)(x, torch.zeros(len(x)))
         return [pool[i] for i in judged.topk(n).indices.tolist()]
 
+    def chains(seed: int, beta: float) -> list[str]:
+        generator = torch.Generator().manual_seed(seed)
+        judge = designer.log_p(label)
+        walk = Metropolis(
+            designer.process,
+            designer.model,
+            lambda x: judge(x, torch.zeros(len(x))),
+            0.25 * uniform(4),
+            beta,
+            designer.labels({}).expand(n, -1),
+        )
+        x = torch.tensor([designer.tokenizer.encode(s) for s in draw(seed)])
+        with evaluating(designer.model):
+            for state, _ in walk.chains(x, 3 * steps // 4, generator):
+                x = state
+        return [designer.tokenizer.decode(ids) for ids in x.tolist()]
+
     found: dict[str, Draw] = {
         "told nothing": lambda seed: draw(seed),
         "told the weakest class": lambda seed: draw(seed, targets=opposite),
         "told the strongest class (D-CFG, gamma 1)": lambda seed: draw(seed, targets=told),
         "told nothing, best of 4 by the predictor": lambda seed: best_of(4, seed),
         "told, best of 4 by the predictor": lambda seed: best_of(4, seed, targets=told),
+        "chains by the predictor, beta 1": lambda seed: chains(seed, 1.0),
+        "chains by the predictor, beta 5": lambda seed: chains(seed, 5.0),
     }
     for gamma in (2.0, 3.0, 5.0):
         found[f"D-CFG, gamma {gamma:g}"] = lambda seed, g=gamma: draw(  # type: ignore[misc]
@@ -151,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.process_time()
         drawn = [draw(seed) for seed in args.seeds]
         spent = time.process_time() - began
-        score = [np.asarray(oracle(group))[:] for group in drawn]
+        score = [np.asarray(oracle(group)) for group in drawn]
         columns = [
             spread([float(s.mean()) for s in score], 2),
             spread([100 * float((s > edge).mean()) for s in score], 0),

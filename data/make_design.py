@@ -19,12 +19,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WINDOW, WINDOWS = 256, 2000
-RENAMED = {"n_rings": "rings"}
+RENAMED = {"n_rings": "rings", "expression_defined": "expression"}
 KEPT = {
     "molecules/qm9": ("smiles", "qed", "rings", "logp", "sa", "split"),
     "molecules/zinc250k": ("smiles", "qed", "rings", "logp", "sa", "split"),
     "molecules/kinase_activity": ("smiles", "gsk3b", "jnk3", "split"),
     "genomics/ecoli_promoters": ("sequence", "expression", "split"),
+    "genomics/yeast_promoters": ("sequence", "expression", "kind", "split"),
 }
 SPECIES = (
     "human", "mouse", "fly", "zebrafish", "worm", "chicken", "chimp", "dog", "tetraodon", "thale",

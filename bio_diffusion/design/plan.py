@@ -31,7 +31,7 @@ _SHARED: dict[str, Any] = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "dna": {
-        "domain": "dna", "model": "ecoli", **_SHARED, "template": "", "start": "", "avoid": [],
+        "domain": "dna", "model": "yeast", **_SHARED, "template": "", "start": "", "avoid": [],
         "motif": [], "gc": "", "max_homopolymer": None,
     },
     "smiles": {"domain": "smiles", "model": "zinc", **_SHARED, "scaffold": ""},

@@ -47,9 +47,9 @@ class FakeDesigner:
 
     @classmethod
     def load(cls, model="zinc", device="auto"):
-        known = {"ecoli": ("dna", 30), "zinc": ("smiles", 24)}
+        known = {"yeast": ("dna", 30), "zinc": ("smiles", 24)}
         if model not in known:
-            raise CheckpointError(f"no model is called {model!r}; there are ecoli, zinc")
+            raise CheckpointError(f"no model is called {model!r}; there are yeast, zinc")
         return cls(*known[model])
 
     @property
