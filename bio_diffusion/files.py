@@ -17,11 +17,13 @@ from typing import Any, TextIO
 __all__ = [
     "InputError",
     "cell",
+    "find_data",
     "one_line",
     "read_text",
     "require_file",
     "slug",
     "write_atomic",
+    "write_bytes",
 ]
 
 MAX_BYTES = 512 * 2**20
@@ -47,6 +49,18 @@ def one_line(text: object, limit: int = 160) -> str:
     """`text` as one printable line of at most `limit` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def find_data(name: str, remedy: str) -> Path:
+    """A data file or folder by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
+
+    Raises:
+        FileNotFoundError: naming the places that were looked in, and the remedy.
+    """
+    for root in (Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))):
+        if (root / name).exists():
+            return root / name
+    raise FileNotFoundError(f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; {remedy}")
 
 
 def require_file(path: str | Path) -> None:
@@ -175,6 +189,25 @@ def write_atomic(path: Path) -> Iterator[TextIO]:
     try:
         with beside.open("w", encoding="utf-8", newline="") as stream:
             yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for bytes that are whole already.
+
+    Raises:
+        OSError: They cannot be written; the old version stays.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)

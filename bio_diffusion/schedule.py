@@ -43,6 +43,7 @@ LENGTHS = (
 _PROBES = {
     "dock": "bio_diffusion.dock.network:schedule_probe",
     "design": "bio_diffusion.design.pipeline:schedule_probe",
+    "image": "bio_diffusion.image.pipeline:schedule_probe",
     "toy": "bio_diffusion.toy:schedule_probe",
 }
 

@@ -26,12 +26,14 @@ HOMES = {
     "posebusters": ["bio_diffusion.dock"],
     "vina": ["bio_diffusion.dock"],
     "meeko": ["bio_diffusion.dock"],
+    "PIL": ["bio_diffusion.image"],
     "pooch": ["bio_diffusion.dock", "bio_diffusion.design", "bio_diffusion.image"],
 }
 # Training also runs where only torch, numpy and safetensors are installed.
 TRAINING = re.compile(
     r"bio_diffusion(\.(checkpoint|config|train|toy|diffusion.*"
-    r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment)))?"
+    r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment)"
+    r"|image\.(unet|latents|model|dataset|metrics|experiment)))?"
 )
 ABSENT_IN_TRAINING = {"rdkit", "gemmi", "Bio", "hydra", "omegaconf", "yaml", "pandas", "accelerate"}
 

@@ -11,10 +11,12 @@ are given the same times, the same noise and the same latents, and most of the n
 
 For tokens the loss is the bound itself, and what is told is in nats a site: `token_bound` for
 infinitely many steps, `token_bound_in_steps` for the steps that a sampler takes, `perplexity` of
-either.
+either. For tensors whose entries are one of a few values, such as the greys of a picture,
+`gaussian_bound` is the bound for infinitely many steps, whatever weights the training had.
 
-Source: Ho, Jain & Abbeel 2020 (the bound); Li et al. 2023, "Your diffusion model is secretly a
-    zero-shot classifier" (common noise).
+Source: Ho, Jain & Abbeel 2020 (the bound); Kingma et al. 2021 (in continuous time, for discrete
+    values); Li et al. 2023, "Your diffusion model is secretly a zero-shot classifier" (common
+    noise).
 """
 
 from __future__ import annotations
@@ -25,10 +27,25 @@ import torch
 from torch import Tensor
 
 from bio_diffusion.diffusion.categorical import Tokens
-from bio_diffusion.diffusion.process import Denoiser, Process, Source, State, uniform
+from bio_diffusion.diffusion.gaussian import GaussianDiffusion
+from bio_diffusion.diffusion.process import (
+    Denoiser,
+    Process,
+    Source,
+    State,
+    broadcast,
+    normal,
+    uniform,
+)
 from bio_diffusion.diffusion.training import keyed_generator
 
-__all__ = ["denoising_loss", "perplexity", "token_bound", "token_bound_in_steps"]
+__all__ = [
+    "denoising_loss",
+    "gaussian_bound",
+    "perplexity",
+    "token_bound",
+    "token_bound_in_steps",
+]
 
 
 def denoising_loss(
@@ -64,6 +81,61 @@ def denoising_loss(
     if total is None:
         raise ValueError("times is empty; give at least one time in (0, 1]")
     return total / len(times)
+
+
+# --- tensors of a few values ---------------------------------------------------------------------
+
+
+def gaussian_bound(
+    process: GaussianDiffusion,
+    denoiser: Denoiser,
+    x_0: Tensor,
+    values: Tensor,
+    cond: Any = None,
+    draws: int = 16,
+    generator: Source = None,
+) -> Tensor:
+    """A bound on -log p(x_0) of tensors with entries from `values`, nats a sample; (B,) float64.
+
+        |x_0|^2 / (2 a_1^2)                                      what the prior does not know
+        + E int_0^1 |x_0 - D(x_t)|^2 / a^2 (d ln a / dt) dt      denoising
+        - E log p(x_0 | y_0),  p(x = v | y) ~ N(y; v, a_0^2)     rounding to one of the values
+
+    all in the frame y = x_t / alpha_t. One time is drawn in each of `draws` equal slices of [0, 1].
+
+    Args:
+        process: its noise must start above 0, well below the gap between values.
+        denoiser: the network, giving D.
+        x_0: (B, *).
+        values: (V,).
+        cond: handed to the network.
+        draws: times a sample is looked at.
+        generator: of times and noise.
+
+    Raises:
+        ValueError: if the process has no noise at t = 0.
+
+    Source: Kingma et al. 2021, "Variational diffusion models", Eqs. 11-15 and Appendix.
+    """
+    zero = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+    first, last = process.sigma(zero), process.sigma(zero + 1)
+    if not bool((first > 0).all()):
+        raise ValueError("the noise must start above 0, such as EDM's: there is none at t = 0")
+    x = x_0.double()
+    total = x.flatten(1).square().sum(1) / (2 * last**2)
+    with torch.no_grad():
+        y_0 = x + broadcast(first, x) * normal(x.shape, generator, x)
+        gaps = (y_0[..., None] - values.to(x)) / broadcast(first, y_0[..., None])
+        log_p = (-gaps.square() / 2).log_softmax(-1)
+        place = (x[..., None] - values.to(x)).abs().argmin(-1)
+        total -= log_p.gather(-1, place[..., None])[..., 0].flatten(1).sum(1)
+        for k in range(draws):
+            u = (k + uniform(x.shape[:1], generator, zero)) / draws
+            t = u.to(torch.get_default_dtype())
+            noised = process.perturb(x_0, t, generator)
+            error = (denoiser(noised.x_t, t, cond).double() - x).flatten(1).square().sum(1)
+            total += error / process.sigma(t) ** 2 * -process.schedule.dlog_snr(t) / 2 / draws
+    return total
 
 
 # --- tokens --------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def _draw(
 ) -> Tensor:
     if source is None or isinstance(source, torch.Generator):
         device = like.device if source is None else source.device
-        return sampler(*shape, generator=source, device=device, dtype=like.dtype).to(like.device)
+        size = tuple(shape)  # of one row of (B,) nothing is left
+        return sampler(size, generator=source, device=device, dtype=like.dtype).to(like.device)
     if len(source) != shape[0]:
         raise ValueError(
             f"got {len(source)} generators for a batch of {shape[0]}: give one, or one per row"

@@ -1,0 +1,1 @@
+"""Pictures: a U-Net under Gaussian noise or on grey levels as tokens, with or without latents."""

@@ -1,0 +1,246 @@
+"""What `python -m bio_diffusion.image` does: check, draw, measure, write.
+
+Everything that can be wrong is found before any work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bio_diffusion
+from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.command import Progress, exit_status
+from bio_diffusion.config import ConfigError, dump
+from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.files import InputError, one_line
+from bio_diffusion.image.dataset import Pictures, open_pictures
+from bio_diffusion.image.metrics import Classifier, frechet_distance
+from bio_diffusion.image.pipeline import CHUNK, ImageSampler, load_classifier
+from bio_diffusion.image.results import ResultFolder
+
+__all__ = ["run"]
+
+log = logging.getLogger("bio_diffusion.image")
+
+NAMED = "Frechet distance ({} features)"
+BITS_DRAWS = 16
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command for parsed options and returns the exit status."""
+    return exit_status(options, log, _Run, (ConfigError, CheckpointError, FileNotFoundError))
+
+
+class _Run:
+    """One run: checked when made, does its work when executed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.measures = options, options.verb == "evaluate"
+        self.place = Path(options.out or f"image-results/{options.verb}")
+        self.sampler = sampler = ImageSampler.load(options.model or "mnist", options.device)
+        discrete = sampler.model.discrete
+        self.settings: dict[str, Any] = {
+            "verb": options.verb,
+            "model": options.model or "mnist",
+            "n": _or(options.n, 1000 if self.measures else 64),
+            "steps": _or(options.steps, 64 if discrete else 18),
+            "schedule": options.schedule or sampler.usual_schedule,
+            "sampler": options.sampler or sampler.usual_sampler,
+            "guidance": _or(options.guidance, 0.0),
+            "seed": _or(options.seed, 0),
+        }
+        if self.measures:
+            self.settings |= {
+                "data": options.data or sampler.data,
+                "classifier": options.classifier or "mnist_classifier",
+                "bits_n": _or(options.bits_n, 256),
+            }
+        self.notes: list[str] = []
+        try:
+            self._check()
+        except InputError:
+            raise
+        except ValueError as error:
+            if isinstance(error, CheckpointError | ConfigError):
+                raise
+            raise InputError("setting", one_line(error, 400)) from None
+        ResultFolder.check(self.place, options.resume, options.overwrite)
+
+    def _check(self) -> None:
+        settings, sampler = self.settings, self.sampler
+        least = {"n": 2 if self.measures else 1, "steps": 1, "seed": 0, "bits_n": 1}
+        for name, value in least.items():
+            if settings.get(name, value) < value:
+                raise ValueError(f"{name} is {settings[name]}; it must be {value} or more")
+        if not math.isfinite(settings["guidance"]) or settings["guidance"] < 0:
+            raise ValueError(f"guidance is {settings['guidance']:g}; it must be 0 or more")
+        self.times = sampler.times(settings["steps"], settings["schedule"])
+        sampler.check(settings["sampler"], settings["guidance"])
+        if sampler.model.encoder is not None:
+            sampler.check_prior()
+        if not self.measures:
+            return
+        self.held: Pictures = open_pictures(settings["data"], "test")
+        if self.held.shape != sampler.shape:
+            raise ValueError(
+                f"{settings['data']} holds pictures of the shape {list(self.held.shape)}, and the "
+                f"model {settings['model']} draws {list(sampler.shape)}; name another --data"
+            )
+        name = settings["classifier"]
+        found, taught, self.classifier_sha256 = load_classifier(name, sampler.device)
+        self.classifier: Classifier | None = found
+        self.title = NAMED.format(name if name != "mnist_classifier" else "MNIST classifier")
+        if self.options.classifier is None and Path(settings["data"]).name != Path(taught).name:
+            self.classifier = None
+            self.notes.append(
+                f"no Frechet distance: the classifier that ships was taught {taught}, not "
+                f"{settings['data']}; train one (experiment=image/mnist_classifier "
+                "experiment.data=...) and name it with --classifier"
+            )
+
+    def execute(self) -> int:
+        """Draws the pictures, measures them if asked to, and writes everything."""
+        began, settings, options = time.monotonic(), self.settings, self.options
+        for note in self.notes:
+            log.warning("%s", note)
+        sampler = self.sampler
+        key = {k: v for k, v in settings.items() if k not in ("n", "verb", "bits_n", "classifier")}
+        key |= {"checkpoint": sampler.sha256, "version": bio_diffusion.__version__}
+        key |= {"device": str(sampler.device)}
+        self.folder = ResultFolder.open(
+            self.place, key, sampler.shape, CHUNK, options.resume, options.overwrite
+        )
+        measured: dict[str, Any] = {"bits_per_dim": None, "frechet_distance": None}
+        status, drawn = "complete", began
+        try:
+            self.folder.write_text("config.yaml", dump(settings))
+            try:
+                self._draw()
+                drawn = time.monotonic()
+                if self.measures:
+                    measured |= self._measure()
+            except KeyboardInterrupt:
+                status, drawn = "interrupted", time.monotonic()
+            finally:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the last files are written whole
+            self._write(status, measured, drawn - began, time.monotonic() - began)
+        except OSError as error:
+            log.error(
+                "%s: cannot be written: %s; make room and say --resume",
+                self.place,
+                error.strerror or one_line(error),
+            )
+            return 3
+        if status == "interrupted":
+            log.error("interrupted: %s holds what is done, --resume goes on", self.place)
+            return 130
+        return 0
+
+    def _draw(self) -> None:
+        n, settings = self.settings["n"], self.settings
+        done = min(len(self.folder.pixels), n)
+        with Progress(log, self.options.quiet, "pictures", n) as progress:
+            if done:
+                progress.step(f"{done} of {n} pictures were drawn before", done)
+            for batch in self.sampler.draw(
+                math.ceil(n / CHUNK) * CHUNK,  # whole batches: a longer run can go on with them
+                times=self.times,
+                sampler=settings["sampler"],
+                seed=settings["seed"],
+                guidance=settings["guidance"],
+                first=len(self.folder.pixels),
+            ):
+                self.folder.add(batch.numpy())
+                now = min(len(self.folder.pixels), n)
+                progress.step(f"{now} of {n} pictures", now - done)
+                done = now
+
+    def _measure(self) -> dict[str, Any]:
+        """Bits/dim and the Frechet distance, each with its yardstick."""
+        settings, held = self.settings, self.held
+        index = torch.randperm(len(held), generator=keyed_generator(0))[: settings["bits_n"]]
+        log.info("bits/dim of %d held-out pictures", len(index))
+        bits = self.sampler.bits_per_dim(held.x[index], BITS_DRAWS, settings["seed"])
+        found: dict[str, Any] = {
+            "bits_per_dim": float(bits.mean()),
+            "bits_per_dim_se": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else None,
+            "bits_per_dim_levels": self.sampler.model.levels,
+        }
+        if self.classifier is None:
+            return found
+        log.info("%s", self.title)
+        n = settings["n"]
+        drawn = torch.from_numpy(self.folder.pixels[:n].copy())
+        real = self.classifier.describe(held.x)
+        found["frechet_distance"] = frechet_distance(self.classifier.describe(drawn), real)
+        found["frechet_distance_of_training_pictures"] = self._yardstick(n, real)
+        return found
+
+    def _yardstick(self, n: int, real: Tensor) -> float | None:
+        """The distance of as many training pictures: what perfect samples would get."""
+        assert self.classifier is not None
+        train = open_pictures(self.settings["data"], "train")
+        if len(train) < n:
+            return None
+        index = torch.randperm(len(train), generator=keyed_generator(self.settings["seed"]))[:n]
+        pixels = self.sampler.model.pixels(self.sampler.model.state(train.x[index]))
+        return frechet_distance(self.classifier.describe(pixels), real)
+
+    def _write(
+        self, status: str, measured: dict[str, Any], sampling: float, seconds: float
+    ) -> None:
+        settings, folder = self.settings, self.folder
+        count = min(len(folder.pixels), settings["n"])
+        folder.write_pictures(count)
+        calls = 2 * settings["steps"] - 1 if settings["sampler"] == "heun" else settings["steps"]
+        data = {
+            "status": status,
+            "version": bio_diffusion.__version__,
+            "model": {"name": self.sampler.name, "sha256": self.sampler.sha256},
+            "settings": settings,
+            "steps": settings["steps"],
+            "network_calls": calls * (2 if settings["guidance"] else 1),
+            "counts": {"asked": settings["n"], "given": count},
+            **{k: _rounded(v) if isinstance(v, float) else v for k, v in measured.items()},
+            "notes": self.notes,
+            "timings": {"seconds": round(seconds, 2), "sampling_seconds": round(sampling, 2)},
+            "libraries": {
+                "python": sys.version.split()[0],
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        if self.measures:
+            data["frechet_distance_is"] = self.title
+            data["classifier"] = {"sha256": self.classifier_sha256}
+        folder.write_text("summary.json", json.dumps(data, indent=2) + "\n")
+        lines = [f"{count} pictures of {settings['n']}"]
+        if measured["bits_per_dim"] is not None:
+            lines.append(f"bits/dim <= {measured['bits_per_dim']:.4f}")
+        if measured["frechet_distance"] is not None:
+            known = measured["frechet_distance_of_training_pictures"]
+            told = "" if known is None else f" ({known:.3f} for as many training pictures)"
+            lines.append(f"{self.title} {measured['frechet_distance']:.3f}{told}")
+        lines += [f"{name:13}{self.place / name}" for name in ("grid.png", "samples.npy")]
+        log.info("%s", "\n".join(lines))
+
+
+def _or(given: Any, usual: Any) -> Any:
+    return usual if given is None else given
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits, as they are written; None for no value."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,194 @@
+"""Pictures from files to tensors: what ships, published sets, and a user's own.
+
+A data set is named by one of
+
+    FILE.npz    arrays x_train, x_val, x_test (n, H, W[, C]), uint8, with y_train, ... or without;
+                or JPEG files end to end, jpeg_train with their offset_train;
+                or one array for all (x, images, data or arr_0)
+    FOLDER      with train/, val/ and test/, or pictures alone, in any depth; PNG, JPEG, ...
+    FOLDER      with train_data_batch_*.npz and val_data.npz (ImageNet-32 and -64 as published)
+
+Where a set has no splits, every twentieth picture, in order of name, is held out, and serves as val
+and as test. All pictures of a set have one size.
+
+Shapes: N pictures, C channels (1 or 3), H, W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bio_diffusion.files import InputError, find_data, one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Pictures", "open_pictures"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+HELD_OUT = 20  # one picture in so many, where a set has no splits
+_SINGLE = ("x", "images", "data", "arr_0")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one split.
+
+    Attributes:
+        x: (N, C, H, W) uint8.
+        y: (N,) long labels, or None.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.x.shape[1], self.x.shape[2], self.x.shape[3]
+
+
+def open_pictures(name: str, split: str) -> Pictures:
+    """The pictures of a split (train, val or test) of a set, by path or by name in the data folder.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        InputError: it holds no pictures, pictures of several sizes, or cannot be read.
+    """
+    path = find_data(name, "name an .npz, or a folder of pictures")
+    if path.is_dir():
+        batches = sorted(path.glob("*data*.npz"))
+        return _published(batches, split, path) if batches else _folder(path, split)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _arrays(file, split, path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = one_line(error)
+        raise InputError("npz", f"{path}: is no readable .npz of pictures ({reason})") from None
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def _arrays(file: Mapping[str, np.ndarray], split: str, path: Path) -> Pictures:
+    labels = torch.from_numpy(file[f"y_{split}"]).long() if f"y_{split}" in file else None
+    if f"x_{split}" in file:
+        return Pictures(_pixels(file[f"x_{split}"], path), labels)
+    if f"jpeg_{split}" in file:
+        raw, ends = file[f"jpeg_{split}"], file[f"offset_{split}"]
+        named = (
+            (f"{path}: picture {i}", io.BytesIO(raw[ends[i] : ends[i + 1]].tobytes()))
+            for i in range(len(ends) - 1)
+        )
+        return Pictures(_stacked(named), labels)
+    for key in _SINGLE:
+        if key in file:
+            every = _pixels(file[key], path)
+            kept = _chosen(len(every), split)
+            y = next((file[k] for k in ("y", "labels") if k in file), None)
+            return Pictures(every[kept], None if y is None else torch.from_numpy(y).long()[kept])
+    there = ", ".join(file)
+    raise InputError("npz", f"{path}: holds {there}; name its pictures x_{split}, or x")
+
+
+def _pixels(array: np.ndarray, path: Path) -> Tensor:
+    """(N, C, H, W) uint8 of (N, H, W), (N, H, W, C), (N, C, H, W) or flat (N, 3 H H)."""
+    if array.dtype != np.uint8:
+        raise InputError("npz", f"{path}: pixels are {array.dtype}; store them as uint8, 0 to 255")
+    if array.ndim == 2:
+        side = round((array.shape[1] / 3) ** 0.5)
+        if 3 * side * side != array.shape[1]:
+            raise InputError("npz", f"{path}: rows of {array.shape[1]} are no square RGB pictures")
+        array = array.reshape(-1, 3, side, side)
+    elif array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
+        raise InputError("npz", f"{path}: an array of shape {array.shape} is no set of pictures")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _published(batches: list[Path], split: str, path: Path) -> Pictures:
+    """Downsampled ImageNet: rows of 3 H W; its val part is test, and train is split."""
+    wanted = [b for b in batches if b.name.startswith("val") == (split == "test")]
+    if not wanted:
+        raise InputError("missing", f"{path}: holds no *data*.npz for {split}")
+    pixels, labels = [], []
+    for batch in wanted:
+        with np.load(batch, allow_pickle=False) as file:
+            pixels.append(_pixels(file["data"], batch))
+            labels.append(torch.from_numpy(np.asarray(file["labels"])).long() - 1)
+    x, y = torch.cat(pixels), torch.cat(labels)
+    kept = slice(None) if split == "test" else _chosen(len(x), split)
+    return Pictures(x[kept], y[kept])
+
+
+def _chosen(count: int, split: str) -> Tensor:
+    """Places of a split in a set without any."""
+    place = torch.arange(count)
+    held = place % HELD_OUT == HELD_OUT - 1
+    return place[~held if split == "train" else held]
+
+
+# --- single files --------------------------------------------------------------------------------
+
+
+def _folder(path: Path, split: str) -> Pictures:
+    parts = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
+    root = parts.get(split, parts.get("test", parts.get("val"))) if parts else path
+    if root is None:
+        raise InputError("missing", f"{path}: has train/ but neither val/ nor test/; add one")
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not parts:
+        files = [files[i] for i in _chosen(len(files), split).tolist()]
+    if not files:
+        raise InputError("empty", f"{root}: holds no picture for {split} (PNG, JPEG, ...)")
+    return Pictures(_stacked((str(file), file) for file in files))
+
+
+def _stacked(named: Iterator[tuple[str, Path | io.BytesIO]]) -> Tensor:
+    """(N, C, H, W) of files; in colour as soon as one of them is."""
+    from PIL import Image, UnidentifiedImageError
+
+    rows: list[np.ndarray] = []
+    first = ("", (0, 0))
+    for name, source in named:
+        try:
+            with Image.open(source) as picture:
+                size = picture.size
+                if not rows:
+                    first = (name, size)
+                elif size != first[1]:
+                    (a, (w, h)), (v, u) = first, size
+                    raise InputError(
+                        "size",
+                        f"{one_line(a, 120)} has {w} x {h} pixels but {one_line(name, 120)} "
+                        f"{v} x {u}; bring all pictures to one size",
+                    )
+                rows.append(_plain(picture))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            raise InputError("picture", f"{name}: is no readable picture; remove it") from None
+    channels = max(row.shape[0] for row in rows)
+    return torch.from_numpy(np.stack([np.broadcast_to(r, (channels, *r.shape[1:])) for r in rows]))
+
+
+def _plain(picture: Image) -> np.ndarray:
+    """(C, H, W) uint8: grey where the file is, else RGB."""
+    grey = picture.mode in ("1", "L", "LA")
+    array = np.asarray(picture.convert("L" if grey else "RGB"))
+    return array[None] if grey else array.transpose(2, 0, 1)

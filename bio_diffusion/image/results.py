@@ -1,0 +1,191 @@
+"""The result folder of a run: pictures as they are drawn, never half written, and a grid of them.
+
+`.journal` holds the settings in its first line and then the pixels of every batch that was drawn,
+end to end; a batch cut by a kill is dropped. The files that users see are written beside their old
+versions and renamed over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bio_diffusion.files import InputError, one_line, write_atomic, write_bytes
+
+__all__ = ["FILES", "ResultFolder", "grid_png"]
+
+JOURNAL = ".journal"
+FILES = ("grid.png", "samples.npy", "summary.json", "config.yaml")
+_LARGEST_GRID = 400  # pictures
+
+
+class ResultFolder:
+    """What one run leaves behind. Made with `ResultFolder.open`.
+
+    Args:
+        path: the folder.
+        journal: open at its end.
+        shape: (C, H, W).
+        pixels: (n, C, H, W) uint8 of an earlier part of the run.
+    """
+
+    def __init__(
+        self, path: Path, journal: BinaryIO, shape: tuple[int, ...], pixels: np.ndarray
+    ) -> None:
+        self.path, self._journal, self.shape, self.pixels = path, journal, shape, pixels
+
+    @classmethod
+    def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
+        """Refuses a folder that cannot be used; changes nothing.
+
+        Raises:
+            InputError: It is a file, or holds something and neither `resume` nor `overwrite` was
+                said, or `resume` was and it holds no run.
+        """
+        name = one_line(path)
+        if path.exists() and not path.is_dir():
+            raise InputError("out_file", f"{name}: is a file; name a folder with --out")
+        there = [p.name for p in path.iterdir()] if path.is_dir() else []
+        if there and not (resume or overwrite):
+            raise InputError(
+                "out_exists",
+                f"{name}: already holds files; say --resume, --overwrite or another --out",
+            )
+        if resume and there and JOURNAL not in there:
+            raise InputError(
+                "out_exists",
+                f"{name}: holds no run to go on with; say --overwrite or another --out",
+            )
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        key: Mapping[str, Any],
+        shape: tuple[int, ...],
+        chunk: int,
+        resume: bool,
+        overwrite: bool,
+    ) -> ResultFolder:
+        """Makes or takes over a folder.
+
+        Args:
+            path: The folder; parents are made.
+            key: Everything that the pictures follow from, their number apart.
+            shape: (C, H, W).
+            chunk: Pictures in a batch; an earlier run is kept in whole batches.
+            resume: Go on with the run in it.
+            overwrite: Remove the results in it; other files stay.
+
+        Raises:
+            InputError: As `check`; or it cannot be written, another run writes there, or the run to
+                go on with had other settings.
+        """
+        cls.check(path, resume, overwrite)
+        name = one_line(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            journal = (path / JOURNAL).open("a+b")
+            _lock(journal, name)
+            if overwrite:
+                for file in FILES:
+                    (path / file).unlink(missing_ok=True)
+                journal.truncate(0)
+        except OSError as error:
+            raise InputError(
+                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
+            ) from None
+        known = json.loads(json.dumps(key))
+        former, raw = _former(journal)
+        if former is not None and former != known:
+            differing = sorted(k for k in {*known, *former} if known.get(k) != former.get(k))
+            raise InputError(
+                "changed",
+                f"{name}: holds a run with another {', '.join(differing)}; "
+                "say --overwrite or another --out",
+            )
+        if former is None:
+            journal.truncate(0)
+            journal.write(json.dumps(known).encode() + b"\n")
+        size = chunk * math.prod(shape)
+        kept = len(raw) // size * size
+        if former is not None:
+            journal.truncate(journal.seek(0, os.SEEK_END) - (len(raw) - kept))
+        journal.flush()
+        pixels = np.frombuffer(raw[:kept], np.uint8).reshape(-1, *shape)
+        return cls(path, journal, shape, pixels)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Stores one batch (B, C, H, W) for good.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        self._journal.seek(0, os.SEEK_END)
+        self._journal.write(pixels.tobytes())
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self.pixels = np.concatenate([self.pixels, pixels])
+
+    def write_pictures(self, count: int) -> None:
+        """Writes `samples.npy`, (n, H, W) or (n, H, W, 3) uint8, and `grid.png`."""
+        pixels = self.pixels[:count].transpose(0, 2, 3, 1)
+        array = io.BytesIO()
+        np.lib.format.write_array(array, pixels[..., 0] if self.shape[0] == 1 else pixels.copy())
+        write_bytes(self.path / "samples.npy", array.getvalue())
+        write_bytes(self.path / "grid.png", grid_png(pixels))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one file of the folder whole."""
+        with write_atomic(self.path / name) as stream:
+            stream.write(text)
+
+
+def grid_png(pixels: np.ndarray, gap: int = 2) -> bytes:
+    """A PNG of the first 400 pictures, as square as they go; pixels (n, H, W, C) uint8."""
+    from PIL import Image
+
+    pixels = pixels[:_LARGEST_GRID]
+    n, H, W, C = pixels.shape
+    across = max(1, math.ceil(math.sqrt(n)))
+    down = max(1, math.ceil(n / across))
+    sheet = np.full((down * (H + gap) + gap, across * (W + gap) + gap, C), 128, np.uint8)
+    for number, picture in enumerate(pixels):
+        y, x = (gap + place * (side + gap) for place, side in
+                zip(divmod(number, across), (H, W), strict=True))  # fmt: skip
+        sheet[y : y + H, x : x + W] = picture
+    file = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if C == 1 else sheet).save(file, "PNG")
+    return file.getvalue()
+
+
+def _former(journal: BinaryIO) -> tuple[dict[str, Any] | None, bytes]:
+    """Settings and pixels of the run that a journal holds; None without a whole first line."""
+    journal.seek(0)
+    line = journal.readline()
+    if not line.endswith(b"\n"):
+        return None, b""
+    try:
+        return json.loads(line), journal.read()
+    except ValueError:
+        return None, b""
+
+
+def _lock(journal: BinaryIO, name: str) -> None:
+    with contextlib.suppress(ImportError):  # no such locks on this system
+        import fcntl
+
+        try:
+            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                "busy", f"{name}: another run writes there; wait or use --out"
+            ) from None
