@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from bio_diffusion import checkpoint
 from bio_diffusion.config import ConfigError
+from bio_diffusion.diffusion.collapse import balanced
 from bio_diffusion.diffusion.latents import (
     Latents,
     gumbel_softmax,
@@ -90,7 +91,7 @@ class Images(_Batches):
         tau: temperature of the latents' relaxation.
         hard: one-hot latents in training, with gradients of the soft ones.
         hide: share of pictures whose latents are hidden in training.
-        bonus: weight of the entropy of the codes' mean use, in nats a latent; against collapse.
+        bonus: weight of `collapse.balanced`, for even use of the codes.
         flip: mirror pictures at random.
         bf16: multiply in bfloat16; losses stay in float32.
         seed: order of the data.
@@ -123,7 +124,7 @@ class Images(_Batches):
         self.fits(shape)
         self.model = ImageModel(shape, process, levels, network, latents).to(device)
         self.module: nn.Module = self.model
-        self.process = _WithBonus(self) if bonus else self.model.process
+        self.process = self.model.process
         self.quantile = self.model.times_of(*noise)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
 
@@ -139,8 +140,8 @@ class Images(_Batches):
         if self.model.encoder is None:
             return None
         with self.fast():
-            self.logits = self.model.encoder(pictures)
-        z = gumbel_softmax(self.logits, self.tau, self.hard, generator)
+            logits = balanced(self.model.encoder(pictures), self.bonus)
+        z = gumbel_softmax(logits, self.tau, self.hard, generator)
         return hide(z, self.hide, generator)
 
     def denoiser(self, x_t: Tensor, t: Tensor, cond: Latents | None) -> Tensor:
@@ -197,31 +198,6 @@ class ImageTokens(Images):
     kind = "image_tokens"
 
 
-class _WithBonus(nn.Module):
-    """A process whose loss also rewards that all codes are used, -weight sum_i H(mean_b z_i)."""
-
-    def __init__(self, experiment: Images) -> None:
-        super().__init__()
-        self.process = experiment.model.process
-        self.reads = lambda: experiment.logits
-        self.weight = experiment.bonus
-
-    def perturb(self, x_0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Noised:
-        return self.process.perturb(x_0, t, generator)
-
-    def loss(self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor) -> Tensor:
-        used = torch.special.entr(self.reads().softmax(-1).mean(0)).sum(-1).mean()
-        return self.process.loss(prediction, noised, x_0, t) - self.weight * used
-
-    def parts(
-        self, prediction: Tensor, noised: Noised, x_0: Tensor, t: Tensor
-    ) -> dict[str, Tensor]:
-        found = usage(self.reads())
-        told = {"information": found.information.mean(), "marginal": found.marginal.mean()}
-        parts = {"denoising": self.process.loss(prediction, noised, x_0, t)}
-        return parts | {name: value.expand(len(x_0)) for name, value in told.items()}
-
-
 class _Given(nn.Module):
     """No noise: the prediction of the network is its error already, (B,)."""
 
@@ -247,7 +223,7 @@ class CodePriorFit(_Batches):
         levels: as there.
         network: as there.
         latents: as there.
-        prior: arguments of `CodePrior`.
+        prior: arguments of `CausalPrior`.
         batch: B.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from bio_diffusion.checkpoint import Checkpoint
 from bio_diffusion.diffusion.categorical import Absorbing, Tokens, Uniform
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion, Preconditioned
-from bio_diffusion.diffusion.latents import Latents
+from bio_diffusion.diffusion.latents import CausalPrior, Latents
 from bio_diffusion.diffusion.noise import EDM
-from bio_diffusion.image.latents import CodePrior, PictureEncoder
+from bio_diffusion.image.latents import PictureEncoder
 from bio_diffusion.image.unet import UNet
 
 __all__ = ["ARGUMENTS", "PROCESSES", "ImageModel", "restored", "truncated_logistic"]
@@ -45,7 +45,7 @@ class ImageModel(nn.Module):
         levels: V, of tokens; pixels of the Gaussian process always have 256.
         network: arguments of `UNet`.
         latents: arguments of `PictureEncoder`, and `hierarchical`; none without.
-        prior: arguments of `CodePrior`; None until one has been fitted.
+        prior: arguments of `CausalPrior`; None until one has been fitted.
 
     Attributes:
         denoiser: x_t, t, cond -> prediction, as the process wants it.
@@ -82,7 +82,7 @@ class ImageModel(nn.Module):
         else:
             self.process = TOKENS[process](levels)
             self.denoiser = TokenDenoiser(UNet(2 * C, 2 * C, **size), self.process, self.shape)
-        self.prior = None if prior is None else CodePrior(*codes, **prior)
+        self.prior = None if prior is None else CausalPrior(*codes, **prior)
 
     @property
     def discrete(self) -> bool:

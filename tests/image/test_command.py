@@ -1,0 +1,201 @@
+"""`python -m bio_diffusion.image` from end to end on a model of a few weights."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bio_diffusion import checkpoint
+from bio_diffusion.image.__main__ import main
+from bio_diffusion.image.experiment import CodePriorFit
+from bio_diffusion.image.model import ImageModel
+from bio_diffusion.image.pipeline import ImageSampler
+from bio_diffusion.schedule import main as schedule_main
+from tests.image.test_model import LATENTS, SMALL, noisy
+
+
+def settings(data, process="gaussian", **more):
+    found = {"data": data, "shape": [1, 8, 8], "process": process, "levels": 8, "network": SMALL}
+    return {**found, "latents": None, **more}
+
+
+def save(path, given):
+    model = noisy(
+        ImageModel(
+            given["shape"], given["process"], given["levels"], SMALL, given["latents"],
+            given.get("prior"),
+        )
+    )  # fmt: skip
+    kind = "image" if given["process"] == "gaussian" else "image_tokens"
+    checkpoint.save(path, checkpoint.Checkpoint(kind, {"experiment": given}, model.state_dict()))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set and a model of each kind."""
+    path = tmp_path_factory.mktemp("image")
+    array = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(path / "set.npz", x_train=array[:40], x_val=array[40:50], x_test=array[50:])
+    data = str(path / "set.npz")
+    save(path / "gaussian.safetensors", settings(data))
+    save(path / "uniform.safetensors", settings(data, "uniform"))
+    save(path / "absorbing.safetensors", settings(data, "absorbing"))
+    save(path / "disco.safetensors", settings(data, latents=LATENTS, prior={"width": 8}))
+    save(path / "unfinished.safetensors", settings(data, latents=LATENTS))
+    return path
+
+
+def draw(folder, out, *words, model="gaussian", verb="sample"):
+    return main(
+        [verb, "--model", str(folder / f"{model}.safetensors"), "--out", str(out), "--steps", "2",
+         "--device", "cpu", *words]
+    )  # fmt: skip
+
+
+def told(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("model", ["gaussian", "uniform", "absorbing", "disco"])
+def test_sample_writes_pictures_a_grid_and_a_summary(folder, tmp_path, model):
+    assert draw(folder, tmp_path / "out", "--n", "5", model=model) == 0
+    found = np.load(tmp_path / "out" / "samples.npy")
+    assert found.shape == (5, 8, 8) and found.dtype == np.uint8
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        sheet = np.asarray(grid)
+    assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2)
+    assert np.array_equal(sheet[2:10, 12:20], found[1])
+    summary = told(tmp_path / "out")
+    assert summary["status"] == "complete" and summary["counts"] == {"asked": 5, "given": 5}
+    assert summary["steps"] == 2 and {"bits_per_dim", "frechet_distance"} <= summary.keys()
+    assert summary["network_calls"] == (3 if model in ("gaussian", "disco") else 2)
+    config = (tmp_path / "out" / "config.yaml").read_text()
+    assert "steps: 2" in config and "schedule: " in config
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_n(folder, tmp_path):
+    assert draw(folder, tmp_path / "a", "--n", "35") == 0
+    assert draw(folder, tmp_path / "b", "--n", "35") == 0
+    assert draw(folder, tmp_path / "c", "--n", "3") == 0
+    assert draw(folder, tmp_path / "d", "--n", "3", "--seed", "1") == 0
+    for name in ("samples.npy", "grid.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    a, c, d = (np.load(tmp_path / name / "samples.npy") for name in "acd")
+    assert np.array_equal(a[:3], c) and not np.array_equal(c, d)
+
+
+def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
+    real, out = ImageSampler.draw, tmp_path / "out"
+
+    def broken(self, n, **given):
+        batches = real(self, n, **given)
+        yield next(batches)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageSampler, "draw", broken)
+    assert draw(folder, out, "--n", "70") == 130
+    assert len(np.load(out / "samples.npy")) == 32 and told(out)["status"] == "interrupted"
+    monkeypatch.setattr(ImageSampler, "draw", real)
+    assert draw(folder, out, "--n", "70") == 2
+    assert draw(folder, out, "--n", "70", "--seed", "3", "--resume") == 2
+    with (out / ".journal").open("ab") as journal:
+        journal.write(b"cut by a kill")
+    assert draw(folder, out, "--n", "70", "--resume") == 0
+    assert draw(folder, tmp_path / "whole", "--n", "70") == 0
+    assert (out / "samples.npy").read_bytes() == (tmp_path / "whole" / "samples.npy").read_bytes()
+    assert draw(folder, out, "--n", "2", "--seed", "3", "--overwrite") == 0
+    assert len(np.load(out / "samples.npy")) == 2
+
+
+@pytest.mark.parametrize("model", ["gaussian", "uniform", "disco"])
+def test_evaluate_measures_bits_and_says_why_no_distance(folder, tmp_path, model):
+    words = ("--n", "4", "--bits-n", "4")
+    assert draw(folder, tmp_path / "out", *words, model=model, verb="evaluate") == 0
+    summary = told(tmp_path / "out")
+    assert summary["bits_per_dim"] > 0 and summary["bits_per_dim_se"] > 0
+    assert summary["frechet_distance"] is None and "taught mnist.npz" in summary["notes"][0]
+
+
+def test_evaluate_measures_the_distance_where_there_is_a_classifier(folder, tmp_path):
+    words = ("--n", "4", "--bits-n", "2", "--classifier", "mnist_classifier")
+    assert draw(folder, tmp_path / "out", *words, verb="evaluate") == 0
+    summary = told(tmp_path / "out")
+    assert summary["frechet_distance"] > 0 and summary["notes"] == []
+    assert summary["frechet_distance_of_training_pictures"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "said"),
+    [
+        (("--n", "0"), "gaussian", "n is 0"),
+        (("--guidance", "1", "--sampler", "euler"), "gaussian", "no latents"),
+        (("--guidance", "1"), "disco", "not with heun"),
+        (("--schedule", "adaptive"), "gaussian", "no time grid"),
+        (("--schedule", "karras"), "uniform", "no grid 'karras'"),
+        (("--sampler", "heun"), "uniform", "no sampler 'heun'"),
+        ((), "unfinished", "no prior yet"),
+        ((), "nothing", "no model is called"),
+        ((), "set", "no model is called"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_any_work(
+    folder, tmp_path, capsys, words, model, said
+):
+    assert draw(folder, tmp_path / "out", *words, model=model) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_another_shape_are_refused(folder, tmp_path, capsys):
+    assert draw(folder, tmp_path / "out", "--data", "mnist.npz", verb="evaluate") == 2
+    assert "[1, 28, 28]" in capsys.readouterr().err
+
+
+def test_guidance_moves_pictures(folder, tmp_path):
+    words = ("--n", "2", "--sampler", "euler")
+    assert draw(folder, tmp_path / "a", *words, model="disco") == 0
+    assert draw(folder, tmp_path / "b", *words, "--guidance", "2", model="disco") == 0
+    a, b = (np.load(tmp_path / name / "samples.npy") for name in "ab")
+    assert not np.array_equal(a, b) and told(tmp_path / "b")["network_calls"] == 4
+
+
+@pytest.mark.parametrize("model", ["gaussian", "uniform", "disco"])
+def test_a_grid_can_be_fitted_and_is_then_used(folder, tmp_path, model):
+    words = ["fit", "--model", str(folder / f"{model}.safetensors"), "--steps", "3"]
+    words += ["--out", str(tmp_path / "fitted.safetensors"), "--probes", "4", "--intervals", "6"]
+    assert schedule_main(words) == 0
+    assert draw(tmp_path, tmp_path / "out", "--n", "1", model="fitted") == 0
+    assert told(tmp_path / "out")["settings"]["schedule"] == "adaptive"
+
+
+def test_a_prior_is_fitted_to_a_frozen_model(folder, tmp_path):
+    given = settings(str(folder / "set.npz"), latents=LATENTS)
+    words = {k: given[k] for k in ("data", "shape", "process", "levels", "network", "latents")}
+    model = str(folder / "unfinished.safetensors")
+    fit = CodePriorFit(torch.device("cpu"), model, **words, prior={"width": 8}, batch=16)
+    before = {k: v.clone() for k, v in fit.module.state_dict().items()}
+    first, cond = next(fit.batches(0, 0, 1))
+    generator = torch.Generator().manual_seed(0)
+    loss = fit.denoiser(first, torch.rand(16), fit.condition(first, cond, generator))
+    torch.testing.assert_close(loss, torch.full((16,), 4 * np.log(3)).float())  # even at first
+    loss.mean().backward()
+    fit.optimizer.step()
+    changed = {k for k, v in fit.module.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(name.startswith("prior.") for name in changed)
+    with torch.no_grad():
+        figures = fit.evaluate()
+    assert figures["entropy"] <= figures["nll"] and figures["log_k"] == pytest.approx(np.log(3))
+    with pytest.raises(ValueError, match="experiment.levels differs"):
+        CodePriorFit(torch.device("cpu"), model, **{**words, "levels": 4})
+
+
+def test_logging_is_put_back(folder, tmp_path):
+    logger = logging.getLogger("bio_diffusion.image")
+    before = list(logger.handlers)
+    draw(folder, tmp_path / "out", "--n", "1", "--quiet", "--log-file", str(tmp_path / "log"))
+    assert logger.handlers == before and (tmp_path / "log").exists()
