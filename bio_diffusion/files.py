@@ -52,12 +52,14 @@ def one_line(text: object, limit: int = 160) -> str:
 
 
 def find_data(name: str, remedy: str) -> Path:
-    """A data file or folder by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
+    """A data file or folder by path, or by name in ``data/`` here, in ``BIO_DIFFUSION_DATA``, or
+    beside this package as in a clone.
 
     Raises:
         FileNotFoundError: naming the places that were looked in, and the remedy.
     """
-    for root in (Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))):
+    named = Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))
+    for root in (Path(), Path("data"), named, Path(__file__).parents[1] / "data"):
         if (root / name).exists():
             return root / name
     raise FileNotFoundError(f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; {remedy}")
