@@ -34,7 +34,6 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
         "image": "bio_diffusion.image.experiment:Images",
         "image/classifier": "bio_diffusion.image.experiment:ClassifierFit",
         "image/prior": "bio_diffusion.image.experiment:CodePriorFit",
-        "image/tokens": "bio_diffusion.image.experiment:ImageTokens",
         "toy/mixture": "bio_diffusion.toy:Mixture",
     },
 }

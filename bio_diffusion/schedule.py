@@ -149,6 +149,12 @@ def read_grid(path: Path, model: "Checkpoint") -> "Curve":
         raise ValueError(f"{path}: {error}") from error
 
 
+def _named(model: str) -> Path:
+    """A model file by path, or one that ships by name."""
+    shipped = Path(__file__).parent / "weights" / f"{model}.safetensors"
+    return shipped if shipped.is_file() and not Path(model).exists() else Path(model)
+
+
 # --- command -------------------------------------------------------------------------------------
 
 
@@ -199,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", type=Path, required=True, help="a model file")
+    model.add_argument("--model", type=_named, required=True, help="a model file")
     steps = argparse.ArgumentParser(add_help=False)
     steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
     out = argparse.ArgumentParser(add_help=False)

@@ -57,7 +57,7 @@ class _Run:
             "n": _or(options.n, 1000 if self.measures else 64),
             "steps": _or(options.steps, 64 if discrete else 18),
             "schedule": options.schedule or sampler.usual_schedule,
-            "sampler": options.sampler or sampler.usual_sampler,
+            "sampler": options.sampler or sampler.samplers[0],
             "guidance": _or(options.guidance, 0.0),
             "seed": _or(options.seed, 0),
         }

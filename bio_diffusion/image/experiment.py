@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bio_diffusion import checkpoint
 from bio_diffusion.config import ConfigError
@@ -34,7 +36,7 @@ from bio_diffusion.image.dataset import Pictures, open_pictures
 from bio_diffusion.image.metrics import Classifier
 from bio_diffusion.image.model import ARGUMENTS, ImageModel, restored
 
-__all__ = ["ClassifierFit", "CodePriorFit", "ImageTokens", "Images"]
+__all__ = ["ClassifierFit", "CodePriorFit", "Images"]
 
 
 class _Batches:
@@ -70,8 +72,13 @@ class _Batches:
                 pixels = torch.where(turned[:, None, None, None], pixels.flip(-1), pixels)
             yield pixels.to(self.device), index, generator
 
-    def fast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    @contextmanager
+    def fast(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
+            if self.device.type == "cpu":  # the fused kernel's backward pass is ten times slower
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
 
 class Images(_Batches):
@@ -192,12 +199,6 @@ class Images(_Batches):
         yield "null", shown.hidden()
 
 
-class ImageTokens(Images):
-    """`Images` on grey levels as tokens: the same experiment, another kind of file."""
-
-    kind = "image_tokens"
-
-
 class _Given(nn.Module):
     """No noise: the prediction of the network is its error already, (B,)."""
 
@@ -233,6 +234,8 @@ class CodePriorFit(_Batches):
         ConfigError: the model has no latents, or was built with other settings.
     """
 
+    kind = "image"
+
     def __init__(
         self,
         device: torch.device,
@@ -249,9 +252,7 @@ class CodePriorFit(_Batches):
         weight_decay: float = 0.05,
         seed: int = 0,
     ) -> None:
-        path = Path(model)
-        self.kind = checkpoint.header(path)["kind"]
-        loaded = checkpoint.load(path, self.kind)
+        loaded = checkpoint.load(Path(model), self.kind)
         given = dict(zip(ARGUMENTS, (shape, process, levels, network, latents), strict=True))
         for name, value in loaded.config["experiment"].items():
             if name in given and given[name] != value:

@@ -28,49 +28,52 @@ from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, sample_prio
 from bio_diffusion.diffusion.likelihood import gaussian_bound, token_bound
 from bio_diffusion.diffusion.process import Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Heun, Reverse, Step, sample
-from bio_diffusion.diffusion.schedule import Curve, cosine, karras, log_snr, sine, uniform
+from bio_diffusion.diffusion.schedule import cosine, karras, log_snr, sine, uniform
 from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.grids import kept
 from bio_diffusion.image.dataset import open_pictures
 from bio_diffusion.image.metrics import Classifier
 from bio_diffusion.image.model import restored
 
-__all__ = ["KINDS", "SAMPLERS", "SCHEDULES", "ImageSampler", "load_classifier", "schedule_probe"]
+__all__ = ["ImageSampler", "load_classifier", "schedule_probe"]
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-KINDS = ("image", "image_tokens")
 CHUNK = 32
-SAMPLERS = {"image": ("heun", "euler", "ancestral"), "image_tokens": ("ancestral",)}
-SCHEDULES = {
-    "image": ("adaptive", "karras", "logsnr", "cosine", "uniform"),
-    "image_tokens": ("adaptive", "uniform", "sine"),
-}
+# for tensors and for tokens, the usual one first
+SAMPLERS = (("heun", "euler", "ancestral"), ("ancestral",))
+SCHEDULES = (
+    ("karras", "logsnr", "cosine", "uniform", "adaptive"),
+    ("uniform", "sine", "adaptive"),
+)
 
 
 class ImageSampler:
     """A trained picture model, ready to draw and to be measured; made by `load`.
 
     Attributes:
-        kind: image or image_tokens.
         model: network, process and what belongs to its latents.
+        samplers: that it has, the usual one first.
+        schedules: that it may have, the usual one first (an adaptive one comes before it).
         curve: the fitted time grid, or None.
         sha256: of the model's file.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.kind = checkpoint.header(path)["kind"]
-        if self.kind not in KINDS:
-            raise CheckpointError(f"{path}: is a {self.kind!r} file, no picture model")
-        loaded = checkpoint.load(path, self.kind)
+        loaded = checkpoint.load(path, "image")
         self.path, self.name, self.device, self.sha256 = path, path.stem, device, loaded.sha256
         self.data: str = loaded.config["experiment"]["data"]
         self.model = restored(loaded).to(device)
-        self.curve = None if loaded.grid is None else Curve.from_dict(loaded.grid)
+        self.samplers, self.schedules = (
+            SAMPLERS[self.model.discrete],
+            SCHEDULES[self.model.discrete],
+        )
+        self.curve = kept(loaded)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The models that ship."""
         files = sorted(WEIGHTS.glob("*.safetensors"))
-        return tuple(f.stem for f in files if checkpoint.header(f)["kind"] in KINDS)
+        return tuple(f.stem for f in files if checkpoint.header(f)["kind"] == "image")
 
     @classmethod
     def load(cls, model: str = "mnist", device: str = "auto") -> ImageSampler:
@@ -96,8 +99,8 @@ class ImageSampler:
         """
         process = self.model.process
         schedule = schedule or self.usual_schedule
-        if schedule not in SCHEDULES[self.kind]:
-            known = ", ".join(SCHEDULES[self.kind])
+        if schedule not in self.schedules:
+            known = ", ".join(self.schedules)
             raise ValueError(f"the model {self.name} has no grid {schedule!r}; it has {known}")
         if schedule == "adaptive":
             if self.curve is None:
@@ -116,13 +119,7 @@ class ImageSampler:
     @property
     def usual_schedule(self) -> str:
         """The fitted grid, else Karras' (pictures) or an even one (tokens)."""
-        if self.curve is not None:
-            return "adaptive"
-        return "uniform" if self.model.discrete else "karras"
-
-    @property
-    def usual_sampler(self) -> str:
-        return SAMPLERS[self.kind][0]
+        return self.schedules[0] if self.curve is None else "adaptive"
 
     def draw(
         self,
@@ -140,7 +137,7 @@ class ImageSampler:
         Args:
             n: how many from number 0.
             times: of `times`.
-            sampler: heun, euler or ancestral; see `SAMPLERS`.
+            sampler: heun, euler or ancestral; the usual one when None.
             seed: of all randomness.
             guidance: weight away from hidden latents; needs latents, and not Heun.
             latents: prior, or null to hide them.
@@ -168,9 +165,9 @@ class ImageSampler:
         Raises:
             ValueError: the model does not allow them.
         """
-        sampler = sampler or self.usual_sampler
-        if sampler not in SAMPLERS[self.kind]:
-            known = ", ".join(SAMPLERS[self.kind])
+        sampler = sampler or self.samplers[0]
+        if sampler not in self.samplers:
+            known = ", ".join(self.samplers)
             raise ValueError(f"the model {self.name} has no sampler {sampler!r}; it has {known}")
         process = self.model.process
         if isinstance(process, GaussianDiffusion):

@@ -214,10 +214,7 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.ask(pixels), key, value)
         )
-        if x.is_cuda:
-            found = F.scaled_dot_product_attention(q, k, v)
-        else:  # the fused kernel's backward pass takes ten times as long on few pixels
-            found = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).to(v) @ v
+        found = F.scaled_dot_product_attention(q, k, v)
         return self.out(found.transpose(1, 2).flatten(2)).mT.unflatten(2, x.shape[2:])
 
 

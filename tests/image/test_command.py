@@ -29,8 +29,7 @@ def save(path, given):
             given.get("prior"),
         )
     )  # fmt: skip
-    kind = "image" if given["process"] == "gaussian" else "image_tokens"
-    checkpoint.save(path, checkpoint.Checkpoint(kind, {"experiment": given}, model.state_dict()))
+    checkpoint.save(path, checkpoint.Checkpoint("image", {"experiment": given}, model.state_dict()))
     return str(path)
 
 
