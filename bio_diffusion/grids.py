@@ -15,7 +15,7 @@ from bio_diffusion.diffusion.information import Reading
 from bio_diffusion.diffusion.lengths import Length
 from bio_diffusion.diffusion.online import LossCurve, Online, fit_losses
 from bio_diffusion.diffusion.process import Brownian, Denoiser, Process, State
-from bio_diffusion.diffusion.schedule import Curve, fit_curve
+from bio_diffusion.diffusion.schedule import Curve, fit_curve, karras
 from bio_diffusion.diffusion.training import Step, keyed_generator
 
 __all__ = ["Follower", "Probe", "kept", "lengths_named", "measure", "usual_length"]
@@ -60,6 +60,9 @@ def lengths_named(
             entropic = information.RescaledEntropic()
             suited["terminal"] = [lengths.TruncationError(1, process.sigma_data)]
             suited["heun-terminal"] = [lengths.TruncationError(2, process.sigma_data)]
+            tail = karras(process, 40)
+            suited["walked"] = [lengths.TerminalError(tail)]
+            suited["heun-walked"] = [lengths.TerminalError(tail, 2)]
             suited["entropic"] = [entropic]
             suited["mixture"] = [ancestral, entropic]
     if isinstance(process, Tokens):

@@ -12,6 +12,7 @@ What a step costs, by --length:
     heun         local error of a Heun step
     terminal     truncation, shrunk on the way as for normal data: tensors
     heun-terminal   heun, shrunk likewise: tensors
+    walked, heun-walked   the same, walked down to the end: tensors, dear (intervals^2 calls)
     ancestral    what an ancestral step loses in nats
     entropic     even increments of rescaled entropy: tensors
     mixture      ancestral and entropic, half each: ancestral steps of tensors
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["LENGTHS", "fit", "fingerprint", "main", "read_grid", "save_grid"]
 
 LENGTHS = (
-    "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "ancestral",
-    "entropic", "mixture", "path", "unmasking",
+    "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "walked",
+    "heun-walked", "ancestral", "entropic", "mixture", "path", "unmasking",
 )  # fmt: skip
 # kind of model -> what gives its process, network and data to measure on
 _PROBES = {
