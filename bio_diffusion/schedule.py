@@ -206,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", type=_named, required=True, help="a model file")
+    model.add_argument(
+        "--model", type=_named, required=True, help="a model file, or the name of one that ships"
+    )
     steps = argparse.ArgumentParser(add_help=False)
     steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
     out = argparse.ArgumentParser(add_help=False)

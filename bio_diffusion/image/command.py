@@ -116,7 +116,8 @@ class _Run:
         for note in self.notes:
             log.warning("%s", note)
         sampler = self.sampler
-        key = {k: v for k, v in settings.items() if k not in ("n", "verb", "bits_n", "classifier")}
+        drawn_by = ("model", "steps", "schedule", "sampler", "guidance", "seed")
+        key = {name: settings[name] for name in drawn_by}  # so that evaluate goes on with sample's
         key |= {"checkpoint": sampler.sha256, "version": bio_diffusion.__version__}
         key |= {"device": str(sampler.device)}
         self.folder = ResultFolder.open(

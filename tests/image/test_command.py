@@ -119,6 +119,15 @@ def test_evaluate_measures_bits_and_says_why_no_distance(folder, tmp_path, model
     assert summary["frechet_distance"] is None and "taught mnist.npz" in summary["notes"][0]
 
 
+def test_evaluate_goes_on_with_pictures_that_were_sampled(folder, tmp_path):
+    assert draw(folder, tmp_path / "out", "--n", "4") == 0
+    before = (tmp_path / "out" / "samples.npy").read_bytes()
+    words = ("--n", "4", "--bits-n", "2", "--resume")
+    assert draw(folder, tmp_path / "out", *words, verb="evaluate") == 0
+    assert (tmp_path / "out" / "samples.npy").read_bytes() == before
+    assert told(tmp_path / "out")["bits_per_dim"] > 0
+
+
 def test_evaluate_measures_the_distance_where_there_is_a_classifier(folder, tmp_path):
     words = ("--n", "4", "--bits-n", "2", "--classifier", "mnist_classifier")
     assert draw(folder, tmp_path / "out", *words, verb="evaluate") == 0
