@@ -4,10 +4,10 @@ Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yam
 ``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
 poses in the box go through the same search and minimisation and are ranked by energy.
 ``start=random`` keeps the model's judgement of poses but starts from random ones; ``judgement=0``
-keeps its starts but ranks by energy; ``hetero=false`` takes metals and cofactors out of the
-receptor first. The box of a known site is that of AutoDock Vina's rows: the
-crystal ligand plus 4 Å a side and at least 15 Å an edge. Ligands start from RDKit conformers, never
-from crystal coordinates.
+keeps its starts but ranks by energy; ``rank_by=score`` ranks without the confidence model;
+``hetero=false`` takes metals and cofactors out of the receptor first. The box of a known site is
+that of AutoDock Vina's rows: the crystal ligand plus 4 Å a side and at least 15 Å an edge. Ligands
+start from RDKit conformers, never from crystal coordinates.
 
     python benchmarks/dock_quality.py run --data DATA/val --manifest manifest.csv --split val \
         --variant network --variant random:checkpoint=none --out val.csv
@@ -36,11 +36,11 @@ from vina_baseline import chosen, search_box
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import mcnemar, rate
 from bio_diffusion.dock.pipeline import Docked, Docker, Settings
-from bio_diffusion.dock.sources import PriorPoses
+from bio_diffusion.dock.sources import PoseSource, PriorPoses
 
 COLUMNS = (
-    "id", "split", "part", "site", "variant", "seed", "rank", "energy", "rmsd", "valid",
-    "failed_checks", "cpu_seconds", "failure",
+    "id", "split", "part", "site", "variant", "seed", "rank", "energy", "score", "confidence",
+    "rmsd", "valid", "failed_checks", "cpu_seconds", "failure",
 )  # fmt: skip
 SUCCESS = 2.0  # Å
 
@@ -70,8 +70,11 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
 class RandomStarts(PriorPoses):
     """Random start poses, judged by another source."""
 
-    def __init__(self, judge: Any) -> None:
-        self.surprise = judge.surprise
+    def __init__(self, other: PoseSource) -> None:
+        self.other = other
+
+    def judge(self, *of: Any) -> Any:
+        return self.other.judge(*of)
 
 
 def load(settings: dict[str, Any], seed: int) -> Docker:
@@ -83,7 +86,7 @@ def load(settings: dict[str, Any], seed: int) -> Docker:
         return Docker(Settings(seed=seed, **settings))
     docker = Docker.load(path, "cpu", seed=seed, **settings)
     if start == "random":
-        docker.source = RandomStarts(docker.source)
+        docker.source, docker.confidence = RandomStarts(docker.source), None
     return docker
 
 

@@ -28,6 +28,7 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
     "experiment": {
         "dock": "bio_diffusion.dock.experiment:Docking",
         "dock/prior": "bio_diffusion.dock.prior:PointerPriorFit",
+        "dock/confidence": "bio_diffusion.dock.confidence_fit:ConfidenceFit",
         "design": "bio_diffusion.design.experiment:Design",
         "design/oracle": "bio_diffusion.design.oracle:OracleFit",
         "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",

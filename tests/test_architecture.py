@@ -32,7 +32,7 @@ HOMES = {
 # Training also runs where only torch, numpy and safetensors are installed.
 TRAINING = re.compile(
     r"bio_diffusion(\.(checkpoint|config|train|toy|diffusion.*"
-    r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment)"
+    r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment|pool|confidence.*)"
     r"|image\.(unet|latents|model|dataset|metrics|experiment)))?"
 )
 ABSENT_IN_TRAINING = {"rdkit", "gemmi", "Bio", "hydra", "omegaconf", "yaml", "pandas", "accelerate"}

@@ -21,6 +21,7 @@ Source: Ho, Jain & Abbeel 2020 (the bound); Kingma et al. 2021 (in continuous ti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from bio_diffusion.diffusion.training import keyed_generator
 
 __all__ = [
     "denoising_loss",
+    "denoising_parts",
     "gaussian_bound",
     "perplexity",
     "token_bound",
@@ -69,18 +71,42 @@ def denoising_loss(
     Returns:
         (B,), lower for states that the model finds likelier.
     """
-    total = None
+    looks = _looks(process, denoiser, x_0, times, cond, seed)
+    return _mean(process.loss(*look) for look in looks)
+
+
+def denoising_parts(
+    process: Process,
+    denoiser: Denoiser,
+    x_0: State,
+    times: Tensor,
+    cond: Any = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """What `denoising_loss` is made of, by factor of the state, (B,) each: `Process.parts`."""
+    found = [process.parts(*look) for look in _looks(process, denoiser, x_0, times, cond, seed)]
+    return {name: _mean(parts[name] for parts in found) for name in found[0]}
+
+
+def _looks(
+    process: Process, denoiser: Denoiser, x_0: State, times: Tensor, cond: Any, seed: int
+) -> list[tuple[Any, Any, State, Tensor]]:
+    """Prediction, noised state, x_0 and t at each time, the noise shared by all states."""
+    if len(times) == 0:
+        raise ValueError("times is empty; give at least one time in (0, 1]")
+    looks = []
     with torch.no_grad():
         for number, time in enumerate(times):
             t = time.expand(len(x_0))
             # equal generators, one a row: every state gets the same displacement
             noise = [keyed_generator(seed, number) for _ in range(len(x_0))]
             noised = process.perturb(x_0, t, noise)
-            loss = process.loss(denoiser(noised.x_t, t, cond), noised, x_0, t)
-            total = loss if total is None else total + loss
-    if total is None:
-        raise ValueError("times is empty; give at least one time in (0, 1]")
-    return total / len(times)
+            looks.append((denoiser(noised.x_t, t, cond), noised, x_0, t))
+    return looks
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(0)
 
 
 # --- tensors of a few values ---------------------------------------------------------------------

@@ -150,7 +150,7 @@ class _Run:
     def _outcomes(self, jobs: Iterator[Job]) -> Outcomes[Job]:
         options, docker = self.options, self.session.docker
         if options.scheduler:
-            name = job_key(self.config, docker.checkpoint)
+            name = job_key(self.config, self._made_by())
             return run_dask(self.session, jobs, options.scheduler, name)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = options.workers or (1 if docker.device == "cuda" else cores or 1)
@@ -221,6 +221,7 @@ class _Run:
         return {
             "version": bio_diffusion.__version__,
             "checkpoint": docker.checkpoint,
+            "confidence": docker.confidence.name if docker.confidence else "none",
             "poses_from": docker.source.name,
             "device": docker.device,
         }

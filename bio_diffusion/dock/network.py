@@ -20,7 +20,7 @@ from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.diffusion import schedule as schedules
 from bio_diffusion.diffusion.guidance import ClassifierFree, EnergyGuidance
 from bio_diffusion.diffusion.latents import Latents, sample_prior
-from bio_diffusion.diffusion.likelihood import denoising_loss
+from bio_diffusion.diffusion.likelihood import denoising_parts
 from bio_diffusion.diffusion.process import Guidance
 from bio_diffusion.diffusion.product import ProductDiffusion
 from bio_diffusion.diffusion.sampling import sample
@@ -163,10 +163,12 @@ class NetworkPoses:
 
         return (EnergyGuidance(self.model.process, gradient, scale),)
 
-    def surprise(
+    def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
     ) -> Tensor:
-        """How unlikely the model finds each of B poses at a site, (B,): its denoising loss.
+        """How unlikely the model finds each of B poses at a site: its denoising loss by factor.
+
+        (B, 3) of translation, rotation and torsions; their mean is the loss of training.
 
         Times, noise and latents are the same for all poses and in every call, so equal poses get
         equal numbers.
@@ -175,7 +177,7 @@ class NetworkPoses:
             given = self.complex(receptor, ligand, site)
             generator = torch.Generator().manual_seed(0)
             drawn = self.draw(given, _JUDGING_DRAWS, generator)
-            total = torch.zeros(len(pose))
+            total = torch.zeros(len(pose), len(self.model.process.factors))
             for draw in range(_JUDGING_DRAWS):
                 shared = None
                 if drawn is not None:
@@ -183,14 +185,15 @@ class NetworkPoses:
                         drawn.z[draw].expand(len(pose), -1, -1),
                         drawn.null[draw].expand(len(pose)),
                     )
-                total += denoising_loss(
+                parts = denoising_parts(
                     self.model.process,
                     self.model.score,
                     pose.to(self.device),
                     _JUDGING_TIMES.to(self.device),
                     given.with_latents(shared),
                     seed=draw,
-                ).cpu()
+                )
+                total += torch.stack(list(parts.values()), 1).cpu()
         return total / _JUDGING_DRAWS
 
     def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:

@@ -1,7 +1,7 @@
 """From a protein and ligands to ranked poses: the steps of docking in their order.
 
     conformers -> start poses (a `PoseSource`) -> physics: search, minimise -> energy
-               -> the best that differ -> validity, the source's judgement -> rank
+               -> the best that differ -> validity, the source's judgement, confidence -> rank
 
 The receptor is read, typed and featurised once, and shared by all ligands and poses. Random numbers
 of a ligand come from a generator seeded by the run's seed and the molecule itself, and all tensors
@@ -9,7 +9,8 @@ of a ligand are computed on one thread, so that its poses do not depend on which
 are, in what order, or by how many workers they are docked.
 
 Ranking: poses that pass all checks come before those that fail one; within each of the two groups
-by `score`, the energy plus what the trained network adds for poses that it finds unlikely.
+by `score`, the energy plus what the trained network adds for poses that it finds unlikely, or where
+it is asked for by `confidence`.
 
 Shapes: B poses, N ligand atoms, K conformers, A receptor atoms. Coordinates in Å, energies in
 kcal/mol.
@@ -19,9 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,17 @@ from torch import Tensor
 import bio_diffusion
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
+from .confidence import Confidence, load_confidence
 from .maps import mapped
 from .metrics import symmetric_rmsd
+from .pool import Pool, crowding, evidence
 from .pose import Pose
 from .results import sd_record
-from .search import anneal, distinct, minimize
+from .search import Minimized, anneal, distinct, minimize
+from .settings import Settings
 from .sites import PocketFinder, SiteProposer
 from .sources import (
+    SHIPPED,
     PoseSource,
     PreparedLigand,
     PreparedReceptor,
@@ -50,74 +55,15 @@ from .sources import (
 )
 from .validity import Validator
 
-TORSION_WEIGHT = 0.05846
-"""Vina's weight of one active torsion."""
-
-# Of the settings; the upper ones keep a slip of the finger from running for days or out of memory.
-_BOUNDS = {
-    "num_poses": (1, 1000),
-    "seed": (0, 2**63 - 1),
-    "steps": (1, 1000),
-    "starts": (1, 1024),
-    "conformers": (1, 1000),
-    "rounds": (0, 10_000),
-    "evaluations": (2, 10_000),
-    "refine": (1, 10_000),
-    "guidance": (0.0, 100.0),
-    "latent_guidance": (0.0, 100.0),
-    "spread": (0.0, 100.0),
-    "judged": (1, 1000),
-    "judgement": (0.0, 1000.0),
-    "sites": (1, 100),
-    "site_size": (5.0, 500.0),
-}
-
 __all__ = [
+    "Candidates",
     "Docked",
     "Docker",
     "Settings",
     "ligand_seed",
+    "one_thread",
     "reference_pose",
 ]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to dock; the meaning and defaults of each value stand in `configs/dock.yaml`."""
-
-    num_poses: int = 10
-    seed: int = 0
-    steps: int = 20
-    schedule: str = "adaptive"
-    guidance: float = 0.0
-    latent_guidance: float = 0.0
-    minimize: bool = True
-    starts: int = 64
-    conformers: int = 8
-    rounds: int = 20
-    evaluations: int = 25
-    refine: int = 100
-    spread: float = 1.0
-    judged: int = 20
-    judgement: float = 10.0
-    sites: int = 3
-    site_size: float = 22.5
-
-    def __post_init__(self) -> None:
-        for setting in fields(self):  # a file or a word may say null
-            if getattr(self, setting.name) is None:
-                raise InputError("setting", f"{setting.name} is empty; give it a value")
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(
-                    "setting", f"{name} is {value:g}; it must lie between {low:g} and {high:g}"
-                )
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Settings:
-        """The values that a composed configuration holds, its other keys left aside."""
-        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
 @dataclass(frozen=True)
@@ -155,6 +101,29 @@ class Docked:
         return {"rows": rows, "sdf": self.sdf, "crystal": crystal, "notes": list(self.notes)}
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """P poses of one ligand before they are ranked, lowest energy first.
+
+    Attributes:
+        coords: (P, N, 3) Å.
+        site: (P,) long, number of the site.
+        energy: Of each, kcal/mol.
+        score: Energy and judgement, kcal/mol.
+        failed: Names of the checks that each fails.
+        judged: Whether a network has judged them.
+        evidence: (P, len(EVIDENCE)), see `pool.evidence`.
+    """
+
+    coords: Tensor
+    site: Tensor
+    energy: list[float]
+    score: list[float]
+    failed: list[list[str]]
+    judged: bool
+    evidence: Tensor
+
+
 @dataclass
 class Docker:
     """Docks ligands into proteins.
@@ -165,6 +134,7 @@ class Docker:
         checkpoint: Name of the trained model for the results; `none` without one.
         device: Where the model runs, `cpu` or `cuda`.
         finder: Proposes sites of a blind docking.
+        confidence: Tells how likely a pose is right, from a model that fits `checkpoint`, or None.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -172,6 +142,7 @@ class Docker:
     checkpoint: str = "none"
     device: str = "cpu"
     finder: SiteProposer = field(default_factory=PocketFinder)
+    confidence: Confidence | None = None
 
     @classmethod
     def load(
@@ -197,7 +168,8 @@ class Docker:
             chosen.guidance,
             chosen.latent_guidance,
         )
-        return cls(chosen, source, name, place)
+        confidence = load_confidence(checkpoint or SHIPPED, name)
+        return cls(chosen, source, name, place, confidence=confidence)
 
     def prepare(self, protein: str | Path | Receptor | PreparedReceptor) -> PreparedReceptor:
         """Reads and featurises a protein; do it once for many calls of `dock`."""
@@ -279,53 +251,39 @@ class Docker:
             InputError: The ligand has no conformer.
         """
         began = time.perf_counter()
-        with _one_thread():
-            return self._dock_one(receptor, ligand, sites, reference, began)
-
-    def _dock_one(
-        self,
-        receptor: PreparedReceptor,
-        ligand: Ligand,
-        sites: Sequence[Site],
-        reference: np.ndarray | None,
-        began: float,
-    ) -> Docked:
         wanted = self.settings
-        seed = ligand_seed(ligand, wanted.seed)
-        generator = torch.Generator().manual_seed(seed)
-        prepared = PreparedLigand.of(ligand, wanted.conformers, seed)
-        found = [
-            self._at(receptor, prepared, site, number, generator)
-            for number, site in enumerate(sites, start=1)
-        ]
-        # more than wanted, so that sound and likely poses can take the place of others
-        count = max(wanted.judged, wanted.num_poses)
-        pool = _Pool.join(found).distinct(count, wanted.spread)
-        energy = pool.affinity(prepared.torsions)
-        score = self._scores(receptor, prepared, sites, pool, energy)
-        coords = pool.coords.numpy()
-        checks = Validator(ligand.mol, receptor.receptor).check(coords)
-        failed = [[name for name, ok in checks.items() if not ok[i]] for i in range(len(coords))]
-        order = sorted(range(len(coords)), key=lambda i: (bool(failed[i]), score[i]))
+        with one_thread():
+            found = self.candidates(receptor, ligand, sites)
+            chance = None
+            # calibrated for minimised poses at one site: several see other crops of the receptor
+            here = wanted.minimize and len(sites) == 1
+            if self.confidence is not None and found.judged and here:
+                chance = self.confidence(found.evidence).tolist()
+        count = len(found.coords)
+        first = found.score if chance is None or wanted.rank_by == "score" else [-c for c in chance]
+        order = sorted(
+            range(count), key=lambda i: (bool(found.failed[i]), first[i], found.score[i])
+        )
         order = order[: wanted.num_poses]
-        rmsd: list[float | None] = [None] * len(coords)
+        coords = found.coords.numpy()
+        rmsd: list[float | None] = [None] * count
         if reference is not None:
             rmsd = [round(float(r), 3) for r in symmetric_rmsd(coords, reference, ligand.mol)]
         rows = tuple(
             {
                 "ligand_id": ligand.id,
                 "rank": rank,
-                "confidence": None,
-                "energy": round(energy[i], 3),
-                "score": round(score[i], 3),
-                "valid": not failed[i],
+                "confidence": None if chance is None else round(chance[i], 4),
+                "energy": round(found.energy[i], 3),
+                "score": round(found.score[i], 3),
+                "valid": not found.failed[i],
                 "rmsd": rmsd[i],
                 "seed": wanted.seed,
                 "checkpoint": self.checkpoint,
                 "version": bio_diffusion.__version__,
-                "failed_checks": " ".join(failed[i]),
+                "failed_checks": " ".join(found.failed[i]),
                 "protein": receptor.receptor.name,
-                "site": int(pool.site[i]),
+                "site": int(found.site[i]),
             }
             for rank, i in enumerate(order, start=1)
         )
@@ -335,24 +293,65 @@ class Docker:
         seconds = time.perf_counter() - began
         return Docked(ligand, coords[order], rows, seconds, reference, tuple(notes))
 
-    def _scores(
+    def candidates(
+        self, receptor: PreparedReceptor, ligand: Ligand, sites: Sequence[Site]
+    ) -> Candidates:
+        """The best poses at all sites that differ, lowest energy first, checked and judged.
+
+        There are more than wanted, so that sound and likely poses can take the place of others.
+
+        Raises:
+            InputError: The ligand has no conformer.
+        """
+        wanted = self.settings
+        seed = ligand_seed(ligand, wanted.seed)
+        generator = torch.Generator().manual_seed(seed)
+        prepared = PreparedLigand.of(ligand, wanted.conformers, seed)
+        found = [
+            self._at(receptor, prepared, site, number, generator)
+            for number, site in enumerate(sites, start=1)
+        ]
+        pool = Pool.join(found).distinct(max(wanted.judged, wanted.num_poses), wanted.spread)
+        energy = pool.affinity(prepared.torsions)
+        loss = torch.zeros(len(pool.coords), 1)
+        if wanted.judgement:
+            loss = self._judged(receptor, prepared, sites, pool)
+        checks = Validator(ligand.mol, receptor.receptor).check(pool.coords.numpy())
+        failed = [
+            [name for name, ok in checks.items() if not ok[i]] for i in range(len(pool.coords))
+        ]
+        return Candidates(
+            pool.coords,
+            pool.site,
+            energy.tolist(),
+            (energy + wanted.judgement * loss.mean(1)).tolist(),
+            failed,
+            bool(loss.any()),
+            evidence(
+                pool,
+                energy,
+                loss,
+                prepared.torsions,
+                receptor.coords,
+                torch.tensor([bool(names) for names in failed]),
+            ),
+        )
+
+    def _judged(
         self,
         receptor: PreparedReceptor,
         ligand: PreparedLigand,
         sites: Sequence[Site],
-        pool: _Pool,
-        energy: Sequence[float],
-    ) -> list[float]:
-        """What ranks poses: their energy, and a charge where the source finds them unlikely."""
-        surprise = torch.zeros(len(pool.coords))
-        if self.settings.judgement:
-            for number, site in enumerate(sites, start=1):
-                here = pool.site == number
-                if bool(here.any()):
-                    poses = Pose(pool.coords[here], ligand.graph.tree)
-                    surprise[here] = self.source.surprise(receptor, ligand, site, poses)
-        charge = (self.settings.judgement * surprise).tolist()
-        return [e + c for e, c in zip(energy, charge, strict=True)]
+        pool: Pool,
+    ) -> Tensor:
+        """(B, 3) what the source thinks of each pose, at its own site."""
+        loss = torch.zeros(len(pool.coords), 3)
+        for number, site in enumerate(sites, start=1):
+            here = pool.site == number
+            if bool(here.any()):
+                poses = Pose(pool.coords[here], ligand.graph.tree)
+                loss[here] = self.source.judge(receptor, ligand, site, poses)
+        return loss
 
     def _at(
         self,
@@ -361,59 +360,26 @@ class Docker:
         site: Site,
         number: int,
         generator: torch.Generator,
-    ) -> _Pool:
+    ) -> Pool:
         """The best poses at one site, many more than wanted."""
         wanted = self.settings
-        pose = self.source.poses(receptor, ligand, site, wanted.starts, generator)
+        start = pose = self.source.poses(receptor, ligand, site, wanted.starts, generator)
         exact = ligand.energy(receptor, site)
         if wanted.minimize:
             fast = mapped(exact, receptor.maps(site))
             visited = anneal(pose, fast, generator, wanted.rounds, wanted.evaluations)
             pose = distinct(visited, 4 * wanted.num_poses, 0.5 * wanted.spread).pose
             pose = minimize(pose, exact, wanted.refine).pose
+        else:
+            visited = Minimized(pose, exact.energy(pose.coords), 1)
         coords = pose.coords.clone()
-        inter, intra = exact.inter(coords), exact.intra(coords)
-        return _Pool(coords, inter, intra, torch.full((len(coords),), number))
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Poses with the parts of their energy.
-
-    Attributes:
-        coords: (B, N, 3) Å.
-        inter: (B,) between ligand and receptor.
-        intra: (B,) within the ligand.
-        site: (B,) long, number of the site.
-    """
-
-    coords: Tensor
-    inter: Tensor
-    intra: Tensor
-    site: Tensor
-
-    @classmethod
-    def join(cls, pools: Sequence[_Pool]) -> _Pool:
-        return cls(*(torch.cat([getattr(p, f.name) for p in pools]) for f in fields(cls)))
-
-    def distinct(self, count: int, apart: float) -> _Pool:
-        """The lowest `count` poses of which no two are closer than `apart` Å, lowest first."""
-        kept: list[int] = []
-        for i in (self.inter + self.intra).argsort(stable=True).tolist():
-            if len(kept) == count:
-                break
-            gaps = (self.coords[kept] - self.coords[i]).square().sum(-1).mean(-1).sqrt()
-            if bool((gaps >= apart).all()):
-                kept.append(i)
-        return _Pool(*(getattr(self, f.name)[kept] for f in fields(self)))
-
-    def affinity(self, torsions: float) -> list[float]:
-        """Vina's estimate of each pose, (inter + intra - intra of the first) by its torsion term.
-
-        As in Vina, the unbound ligand is taken to have the inner energy of the best pose.
-        """
-        free = (self.inter + self.intra - self.intra[:1]) / (1.0 + TORSION_WEIGHT * torsions)
-        return [float(value) for value in free]
+        return Pool(
+            coords,
+            exact.inter(coords),
+            exact.intra(coords),
+            torch.full((len(coords),), number),
+            crowding(coords, start.coords, visited),
+        )
 
 
 def ligand_seed(ligand: Ligand, seed: int) -> int:
@@ -456,7 +422,7 @@ def _molblock(ligand: Ligand, coords: np.ndarray) -> str:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Runs torch on one thread: sums then have one order, whatever the machine's load or cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

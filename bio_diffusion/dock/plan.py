@@ -148,6 +148,7 @@ class Plan:
             [[*map(float, site.center), *map(float, site.size)] for site in sites],
             asdict(docker.settings),
             [docker.source.name, docker.checkpoint, docker.device, bio_diffusion.__version__],
+            docker.confidence.name if docker.confidence else "none",
         )
         return Job(key, ligand, target.receptor, sites, reference)
 

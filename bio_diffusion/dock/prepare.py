@@ -31,7 +31,7 @@ from typing import Any
 
 from bio_diffusion.files import InputError, one_line, read_text
 
-__all__ = ["complex_folders", "example_from_files", "main", "read_manifest"]
+__all__ = ["complex_folders", "example_from_files", "main", "read_ligand", "read_manifest"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def complex_folders(data: Path) -> list[str]:
     return [path.name for path in folders if protein_file(path) or ligand_files(path)]
 
 
-def _read_ligand(folder: Path) -> Any:  # noqa: ANN401 - a Ligand, imported by the caller alone
+def read_ligand(folder: Path) -> Any:  # noqa: ANN401 - a Ligand, imported by the caller alone
     """The first readable ligand of a complex with its pose, or the fault of its first file.
 
     Raises:
@@ -151,7 +151,7 @@ def example_from_files(
     if protein is None:
         raise InputError("missing", "no protein.pdb and no protein.cif")
     receptor = read_receptor(protein)
-    ligand = _read_ligand(folder)
+    ligand = read_ligand(folder)
     receptor = receptor.without(ligand.crystal)  # a deposited file often holds the ligand too
     distance = cKDTree(ligand.crystal).query(receptor.coords)[0]
     if distance.min() > _TOUCH:

@@ -141,10 +141,13 @@ class PoseSource(Protocol):
         """`count` poses of the ligand at the site."""
         ...
 
-    def surprise(
+    def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
     ) -> Tensor:
-        """(B,) how unlikely the source finds each pose; zeros where it has no opinion."""
+        """(B, 3) how unlikely the source finds each pose's place, rotation and torsions.
+
+        All zeros where it has no opinion.
+        """
         ...
 
 
@@ -167,10 +170,10 @@ class PriorPoses:
         template = Pose(ligand.conformers, ligand.graph.tree)
         return random_poses(template, center, room, count, generator)
 
-    def surprise(
+    def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
     ) -> Tensor:
-        return torch.zeros(len(pose))
+        return torch.zeros(len(pose), 3)
 
 
 def choose_device(device: str) -> str:

@@ -113,13 +113,13 @@ def test_guidance_on_latents_follows_them_away_from_the_hidden_ones(
     torch.testing.assert_close(minus, unconditioned, rtol=0, atol=1e-3)
 
 
-def test_surprise_depends_on_the_pose_alone(
+def test_judgement_depends_on_the_pose_alone(
     source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
 ) -> None:
     pose = draw(source, receptor, ligand, site)
-    together = source.surprise(receptor, ligand, site, pose)
-    assert together.shape == (5,) and together.unique().numel() == 5
-    alone = source.surprise(receptor, ligand, site, pose[2:3])
+    together = source.judge(receptor, ligand, site, pose)
+    assert together.shape == (5, 3) and together.mean(1).unique().numel() == 5
+    alone = source.judge(receptor, ligand, site, pose[2:3])
     torch.testing.assert_close(alone, together[2:3], rtol=1e-4, atol=1e-5)
 
 

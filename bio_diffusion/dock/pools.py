@@ -1,0 +1,134 @@
+"""Dock complexes of known pose and keep the evidence of every candidate, to fit confidence to.
+
+    python -m bio_diffusion.dock.pools --data DIR [--manifest FILE] --split NAME [--sample N]
+        --out FILE.csv [--checkpoint FILE] [key=value ...]
+
+Each complex of `DIR/<id>/` (as for `bio_diffusion.dock.prepare`) is docked into the box of its
+crystal ligand, 4 Å larger a side and 15 Å an edge at least, from RDKit conformers and with the
+settings of `configs/dock.yaml` but for those given as words. A row is a candidate pose: its RMSD to
+the crystal pose, its score and the evidence for it. A sample is the first N ids by the sha256 of
+"0:id". Rows of a complex are written together, and a run that was stopped goes on with the
+complexes that its table lacks.
+
+Exit status: 0 done; 2 bad usage or input; 3 some complexes could not be docked: they are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.config import ConfigError, compose
+from bio_diffusion.files import InputError, one_line
+
+from .prepare import protein_file, read_ligand, read_manifest
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+_PADDING, _EDGE = 4.0, 15.0  # Å
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bio_diffusion.dock.pools",
+        description=(__doc__ or "").split("\n")[0],
+        epilog=(__doc__ or "").partition("[key=value ...]\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of complexes")
+    parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
+    parser.add_argument("--split", required=True, help="the manifest's rows to dock")
+    parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
+    parser.add_argument("--checkpoint", type=Path, help="network (default: the shipped one)")
+    parser.add_argument("--out", type=Path, required=True, help="table to append to")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as of docking")
+    args = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        rows = read_manifest(args.manifest or args.data / "manifest.csv", args.split)
+        return _run(args, rows)
+    except (InputError, ConfigError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
+    from .pipeline import Docker
+    from .settings import Settings
+
+    done: set[str] = set()
+    if args.out.exists():
+        with args.out.open(newline="") as file:
+            done = {row["id"] for row in csv.DictReader(file)}
+    ids = sorted(rows, key=lambda key: hashlib.sha256(f"0:{key}".encode()).hexdigest())
+    settings = asdict(Settings.of(compose("dock", args.words)))
+    docker, failed = Docker.load(args.checkpoint, **settings), 0
+    for key in ids[: args.sample or None]:
+        if key in done:
+            continue
+        try:
+            table = pool_rows(docker, args.data / key)
+        except InputError as error:
+            logger.warning("left out %s: %s", key, one_line(error))
+            failed += 1
+            continue
+        fixed = {"id": key, "split": args.split, "cluster": rows[key].get("cluster", key)}
+        _append(args.out, [fixed | {"network": docker.checkpoint} | row for row in table])
+        logger.info("%s: %d poses", key, len(table))
+    return 3 if failed else 0
+
+
+def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
+    """RMSD, score and evidence of the candidate poses of one complex.
+
+    Raises:
+        InputError: protein or ligand cannot be used.
+    """
+    import numpy as np
+
+    from .complex import Site
+    from .metrics import symmetric_rmsd
+    from .pipeline import Docker, one_thread
+    from .pool import EVIDENCE
+    from .receptor import read_receptor
+
+    assert isinstance(docker, Docker)
+    protein = protein_file(folder)
+    if protein is None:
+        raise InputError("missing", "no protein.pdb and no protein.cif")
+    ligand = read_ligand(folder)
+    low, high = ligand.crystal.min(0), ligand.crystal.max(0)
+    site = Site((low + high) / 2, np.maximum(high - low + 2 * _PADDING, _EDGE), "crystal")
+    receptor = docker.prepare(read_receptor(protein).without(ligand.crystal))
+    with one_thread():
+        found = docker.candidates(receptor, ligand, [site])
+    rmsd = symmetric_rmsd(found.coords.numpy(), ligand.crystal, ligand.mol)
+    return [
+        {"rmsd": f"{rmsd[i]:.3f}", "score": f"{found.score[i]:.4f}"}
+        | {name: f"{value:.5g}" for name, value in zip(EVIDENCE, values, strict=True)}
+        for i, values in enumerate(found.evidence.tolist())
+    ]
+
+
+def _append(path: Path, rows: list[dict[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    with path.open("a") as file:
+        file.write(text.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
