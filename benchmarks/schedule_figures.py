@@ -1,6 +1,6 @@
 """Draws the figures of docs/methods/adaptive-schedules.md, from exact scores: about a minute.
 
-    python benchmarks/schedule_figures.py [FOLDER]
+python benchmarks/schedule_figures.py [FOLDER]
 """
 
 from __future__ import annotations

@@ -135,13 +135,12 @@ def tokens(args: argparse.Namespace) -> None:
 
 
 def pictures(args: argparse.Namespace) -> None:
-    from bio_diffusion.image.dataset import open_pictures
-    from bio_diffusion.image.metrics import frechet_distance
-    from bio_diffusion.image.pipeline import ImageSampler, load_classifier, schedule_probe
-
     from bio_diffusion.diffusion.bridge import Bridge
     from bio_diffusion.diffusion.process import evaluating
     from bio_diffusion.diffusion.sampling import Heun, sample
+    from bio_diffusion.image.dataset import open_pictures
+    from bio_diffusion.image.metrics import frechet_distance
+    from bio_diffusion.image.pipeline import ImageSampler, load_classifier, schedule_probe
 
     sampler = ImageSampler.load(args.model, "cpu")
     process, model = sampler.model.process, sampler.model

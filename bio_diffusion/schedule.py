@@ -45,6 +45,7 @@ _PROBES = {
     "dock": "bio_diffusion.dock.network:schedule_probe",
     "design": "bio_diffusion.design.pipeline:schedule_probe",
     "image": "bio_diffusion.image.pipeline:schedule_probe",
+    "image_tokens": "bio_diffusion.image.pipeline:schedule_probe",
     "toy": "bio_diffusion.toy:schedule_probe",
 }
 
