@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, Self
 
 from bio_diffusion.files import InputError, one_line
 
-__all__ = ["Parser", "Progress", "Task", "exit_status", "keep_trace"]
+__all__ = ["Parser", "Progress", "Task", "exit_status", "keep_trace", "one_thread"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -199,3 +199,16 @@ class Progress:
 
             text = escape(f"{self._done} {self._what}  {line}")
             self._bar.update(self._task, description=text, completed=self._done)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch on one thread: sums then have one order, whatever the machine's load or cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -22,7 +22,7 @@ import torch
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
-from bio_diffusion.command import Progress, exit_status
+from bio_diffusion.command import Progress, exit_status, one_thread
 from bio_diffusion.config import ConfigError, dump, read
 from bio_diffusion.design import summary
 from bio_diffusion.design.pipeline import Designer
@@ -63,7 +63,8 @@ class _Runs:
         status = 0
         for each in self.runs:
             self.place = each.path
-            done = each.execute()
+            with one_thread():
+                done = each.execute()
             if done not in (0, 3):
                 return done
             status = max(status, done)

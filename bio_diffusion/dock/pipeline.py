@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 import bio_diffusion
+from bio_diffusion.command import one_thread
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
 from .confidence import Confidence, load_confidence
@@ -61,7 +61,6 @@ __all__ = [
     "Docker",
     "Settings",
     "ligand_seed",
-    "one_thread",
     "reference_pose",
 ]
 
@@ -419,14 +418,3 @@ def _molblock(ligand: Ligand, coords: np.ndarray) -> str:
     mol.AddConformer(conformer, assignId=True)
     mol.SetProp("_Name", ligand.id)
     return Chem.MolToMolBlock(mol)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs torch on one thread: sums then have one order, whatever the machine's load or cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -96,9 +96,11 @@ def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
     """
     import numpy as np
 
+    from bio_diffusion.command import one_thread
+
     from .complex import Site
     from .metrics import symmetric_rmsd
-    from .pipeline import Docker, one_thread
+    from .pipeline import Docker
     from .pool import EVIDENCE
     from .receptor import read_receptor
 
