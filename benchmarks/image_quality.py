@@ -18,19 +18,17 @@ from pathlib import Path
 
 import torch
 
-from bio_diffusion.diffusion.lengths import TruncationError, VelocityNormalised
-from bio_diffusion.diffusion.schedule import fit_curve
 from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.grids import Probe, measure
 from bio_diffusion.image.dataset import open_pictures
 from bio_diffusion.image.metrics import frechet_distance
 from bio_diffusion.image.pipeline import ImageSampler, load_classifier, schedule_probe
 
 CALLS = (5, 9, 17, 35)
-LENGTHS = ("adaptive, velocity", "adaptive, truncation")
-GRIDS = ("logsnr", "karras", "cosine", *LENGTHS)
-ARMS = {  # sampler -> grids
-    "mnist": {"heun": GRIDS, "euler": ("logsnr", "karras", *LENGTHS)},
-    "mnist_disco": {"heun": ("karras", *LENGTHS)},
+FIXED = ("logsnr", "karras")
+ARMS = {  # sampler -> grids, the adaptive ones by their length
+    "mnist": {"heun": (*FIXED, "velocity", "heun-terminal"), "euler": ("karras", "terminal")},
+    "mnist_disco": {"heun": ("karras", "velocity")},
 }
 YARDSTICK = "training pictures"
 
@@ -53,14 +51,11 @@ class Lab:
 
 
 def curves(path, probes=64, intervals=40):
-    """The adaptive curves of a model; Heun's truncation error, whatever sampler follows."""
-    process, denoiser, batches = schedule_probe(path, probes)
-    lengths = {"adaptive, velocity": VelocityNormalised(),
-               "adaptive, truncation": TruncationError(2, 0.6)}  # fmt: skip
-    generator = keyed_generator(0)
+    """The adaptive curves of a model, by grid and sampler."""
     return {
-        name: fit_curve(process, denoiser, length, batches, intervals, generator)
-        for name, length in lengths.items()
+        name: measure(Probe(*schedule_probe(path, probes)), name, intervals)
+        for name in dict.fromkeys(g for arms in ARMS.values() for gs in arms.values() for g in gs)
+        if name not in FIXED
     }
 
 
@@ -80,7 +75,7 @@ def wanted(models, seeds):
                     yield {**row, "latents": "null", "seed": seed}
 
 
-def measure(row, lab, sampler, fitted):
+def figure(row, lab, sampler, fitted):
     if row["model"] == YARDSTICK:
         return {"distance": lab.yardstick(row["seed"])}
     if row["sampler"] == "bits":
@@ -114,7 +109,7 @@ def run(args):
             samplers[model] = ImageSampler.load(model, "cpu")
             fitted[model] = curves(samplers[model].path)
         began = time.process_time()
-        found = measure(row, lab, samplers.get(model), fitted.get(model, {}))
+        found = figure(row, lab, samplers.get(model), fitted.get(model, {}))
         line = {**row, **found, "seconds": round(time.process_time() - began, 1)}
         print(json.dumps(line), flush=True)
         with args.out.open("a") as file:
@@ -122,6 +117,10 @@ def run(args):
 
 
 KEYS = {"model", "sampler", "grid", "calls", "latents", "seed"}
+
+
+def named(grid):
+    return grid if grid in FIXED else f"adaptive, {grid}"
 
 
 def shown(values):
@@ -149,8 +148,8 @@ def table(args):
                 r["distance"] for r in rows if r.get("calls") == calls
                 and (r["model"], r["latents"], r["sampler"], r["grid"]) == arm
             ]))  # fmt: skip
-        named = (arm[0], arm[1] if arm[0].endswith("disco") else "-", *arm[2:])
-        print("| " + " | ".join([*named, *cells]) + " |")
+        latents = arm[1] if arm[0].endswith("disco") else "-"
+        print("| " + " | ".join([arm[0], latents, arm[2], named(arm[3]), *cells]) + " |")
     print("\n| model | bits/dim, at most |\n|---|---|")
     for model in dict.fromkeys(r["model"] for r in rows if "bits" in r):
         bits = [r["bits"] for r in rows if "bits" in r and r["model"] == model]
