@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CHUNK = 64
-# Letters times sites up to which cbg asks its predictor about each: first-order guidance is some
-# hundred times cheaper, but says little where the predictor is sure of itself.
-EXACT = 600
+# Letters times squared sites up to which cbg asks its predictor about every letter of every site:
+# first-order guidance is some hundred times cheaper, but says little where the predictor is sure.
+EXACT = 15_000
 
 
 class Designer:
@@ -233,7 +233,7 @@ class Designer:
         if guidance == "cfg":
             return (ClassifierFree(self.process, self.network(), gamma - 1, null),), label
         if guidance == "cbg":
-            exact = self.length * self.process.letters <= EXACT
+            exact = self.length**2 * self.process.letters <= EXACT
             kind = ExactClassifier if exact else FirstOrderClassifier
             return (kind(self.log_p(label), gamma),), null(label)
         raise ValueError(f"no guidance is called {guidance!r}; there are none, cfg, cbg")
