@@ -5,7 +5,7 @@
     python benchmarks/disco_sampling.py table sampling.json
     python benchmarks/disco_sampling.py figure RUNS sampling.json --out docs/methods/disco.png
 
-Distances are to 8,000 fresh points, as many of each mode, from 4,000 samples; latents are drawn
+Distances are to 4,000 fresh points, as many of each mode, from 3,000 samples; latents are drawn
 from the prior. Heun's N steps cost 2 N - 1 calls of the denoiser, with latents one call of the
 prior more, whose multiplications are given beside. Two grids: Karras's (rho 7), and the adaptive
 one fitted to each model (local error of Heun, left at the end).
@@ -42,9 +42,9 @@ from bio_diffusion.diffusion.sampling import Heun, Reverse, sample, trajectory
 from bio_diffusion.diffusion.schedule import fit_curve, karras
 from bio_diffusion.diffusion.training import keyed_generator
 
-STEPS = (2, 3, 4, 6, 8, 12, 18)
-COUNT = 4000
-WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+STEPS = (2, 3, 4, 6, 9, 18)
+COUNT = 3000
+WEIGHTS = (0.0, 0.5, 1.0)
 DEFAULT = [
     "none, decay",
     "none, decay, wider",
@@ -179,8 +179,8 @@ def multiplications(model):
 
 
 def measure(arguments):
-    reference = points(8000, 17)[0]
-    within = float(torch.cdist(reference, reference).sum() / (8000 * 7999))
+    reference = points(4000, 17)[0]
+    within = float(torch.cdist(reference, reference).sum() / (4000 * 3999))
     floor = [points(COUNT, 18, seed)[0] for seed in range(8)]
     even = [energy_distance(x, reference, within) for x in floor]
     modes = torch.randint(MODES, (8, COUNT), generator=keyed_generator(19))
