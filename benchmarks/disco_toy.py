@@ -292,10 +292,14 @@ def fit_prior(model, x, seed, steps=300):
 
 
 def energy_distance(x, y, within=None):
-    """2 E|x - y| - E|x - x'| - E|y - y'| without bias; `within` is the last term if it is known."""
+    """2 E|x - y| - E|x - x'| - E|y - y'|, x drawn freely, y as many of each mode.
+
+    Without bias in x. Of y all pairs count: their modes are even already, and leaving out those of
+    a point with itself would make them less so. `within` is that last term if it is known.
+    """
     own = torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
     if within is None:
-        within = torch.cdist(y, y).sum() / (len(y) * (len(y) - 1))
+        within = torch.cdist(y, y).mean()
     return float(2 * torch.cdist(x, y).mean() - own - within)
 
 
