@@ -185,7 +185,10 @@ class _Run:
         n = settings["n"]
         drawn = torch.from_numpy(self.folder.pixels[:n].copy())
         real = self.classifier.describe(held.x)
-        found["frechet_distance"] = frechet_distance(self.classifier.describe(drawn), real)
+        features = self.classifier.describe(drawn)
+        found["frechet_distance"] = frechet_distance(features, real)
+        found["classifier_sure"] = self.classifier.sure(features)
+        found["classifier_sure_of_held_out"] = self.classifier.sure(real)
         found["frechet_distance_of_training_pictures"] = self._yardstick(n, real)
         return found
 
@@ -234,6 +237,8 @@ class _Run:
             known = measured["frechet_distance_of_training_pictures"]
             told = "" if known is None else f" ({known:.3f} for as many training pictures)"
             lines.append(f"{self.title} {measured['frechet_distance']:.3f}{told}")
+            sure, real = (100 * measured[f"classifier_sure{of}"] for of in ("", "_of_held_out"))
+            lines.append(f"classifier sure of {sure:.0f} % ({real:.0f} % of held-out pictures)")
         lines += [f"{name:13}{self.place / name}" for name in ("grid.png", "samples.npy")]
         log.info("%s", "\n".join(lines))
 
