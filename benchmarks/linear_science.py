@@ -87,7 +87,7 @@ class Properties:
             norm = math.log(len(train)) + self.d * math.log(width * math.sqrt(2 * math.pi))
             return total / len(x) - norm - float(shape.diagonal().log().sum())
 
-        width = max((0.08, 0.1, 0.12, 0.15, 0.18, 0.22), key=lambda w: nats(val, w))
+        width = max((0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4), key=lambda w: nats(val, w))
         best = float(bits_per_dim(torch.tensor(nats(test, width)), self.d))
         return {f"kernel density estimate, width {width}": best}
 
