@@ -26,10 +26,14 @@ import torch
 from torch import Tensor
 
 from bio_diffusion import grids
-from bio_diffusion.diffusion import lengths, schedule
+from bio_diffusion.diffusion import schedule
 from bio_diffusion.diffusion.training import keyed_generator
 
 Grid = Callable[[int], Tensor]
+FITTED = (
+    "corrector", "velocity", "truncation", "heun", "terminal", "heun-terminal",
+    "terminal, walked", "heun, walked",
+)  # fmt: skip
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -146,6 +150,7 @@ def pictures(args: argparse.Namespace) -> None:
     process, model = sampler.model.process, sampler.model
     classifier = load_classifier("mnist_classifier", torch.device("cpu"))[0]
     test = open_pictures(sampler.data, "test").x
+    test = test[torch.randperm(len(test), generator=keyed_generator(0))]  # it lies sorted by class
     real = classifier.describe(test[: args.real])
     hand: dict[str, Grid] = {
         "EDM rho 7": functools.partial(schedule.karras, process),
@@ -155,13 +160,12 @@ def pictures(args: argparse.Namespace) -> None:
     }
     probe = functools.partial(schedule_probe, sampler.path)
     every = dict(hand)
-    for name in ("velocity", "truncation", "terminal", "heun-terminal"):
-        every[name] = grids.measure(grids.Probe(*probe(args.probes)), name, 32).knots
-    for q, name in ((1, "terminal, walked"), (2, "heun, walked")):
-        length = lengths.TerminalError(schedule.karras(process, 16), q)
-        batches = grids.Probe(*probe(args.probes // 2)).batches
-        curve = schedule.fit_curve(process, model.denoiser, length, batches, 20, keyed_generator(3))
-        every[name] = curve.knots
+    named = {"terminal, walked": "walked", "heun, walked": "heun-walked"}
+    for name in args.grids or (*hand, *FITTED):
+        if name in FITTED:
+            few = name in named  # as dear as the square of the intervals
+            found = grids.Probe(*probe(args.probes // 2 if few else args.probes))
+            every[name] = grids.measure(found, named.get(name, name), 20 if few else 32).knots
 
     def draw(times: Tensor, rule: str, count: int, seed: int) -> Tensor:
         process.bridge = Bridge(1.0 if rule == "ancestral" else 0.0)

@@ -34,7 +34,7 @@ def usual_length(process: Process) -> str:
 
     if isinstance(process, Tokens):
         return "unmasking" if isinstance(process, Absorbing) else "path"
-    return "velocity"
+    return "truncation" if isinstance(process, GaussianDiffusion) else "velocity"
 
 
 def lengths_named(
