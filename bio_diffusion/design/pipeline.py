@@ -11,6 +11,7 @@ Shapes: B batch (`CHUNK`), L sites, V letters, P properties.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -233,7 +234,8 @@ class Designer:
         if guidance == "cfg":
             return (ClassifierFree(self.process, self.network(), gamma - 1, null),), label
         if guidance == "cbg":
-            exact = self.length**2 * self.process.letters <= EXACT
+            left_to_right = isinstance(self.process, Autoregressive)  # one site a step: cheap
+            exact = left_to_right or self.length**2 * self.process.letters <= EXACT
             kind = ExactClassifier if exact else FirstOrderClassifier
             return (kind(self.log_p(label), gamma),), null(label)
         raise ValueError(f"no guidance is called {guidance!r}; there are none, cfg, cbg")
@@ -254,7 +256,7 @@ class Designer:
         loaded = checkpoint.load(path, "predictor")
         properties, model = _restored(loaded, Predictor)
         same = ("letters", "length", "process")
-        if properties != self.labelled or any(
+        if not _same_classes(properties, self.labelled) or any(
             loaded.config["experiment"][key] != self.settings[key] for key in same
         ):
             raise CheckpointError(f"{path}: was not trained for the model {self.name}")
@@ -270,6 +272,17 @@ class Designer:
             return sum((log_p[i][:, y] for i, y in wanted), torch.zeros(len(x_t), device=t.device))
 
         return evidence
+
+
+def _same_classes(some: Sequence[Property], others: Sequence[Property]) -> bool:
+    """Whether two models were taught the same; edges may have been kept in half precision."""
+    return [(p.name, p.names, len(p.edges)) for p in some] == [
+        (p.name, p.names, len(p.edges)) for p in others
+    ] and all(
+        math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
+        for p, q in zip(some, others, strict=True)
+        for a, b in zip(p.edges, q.edges, strict=True)
+    )
 
 
 def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property], Any]:
