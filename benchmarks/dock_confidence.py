@@ -1,9 +1,10 @@
 """Is `confidence` what it says, and does ranking by it help?
 
-Val complexes, redocked into the known site (`python -m bio_diffusion.dock.pools`). The model has
-been fitted to training complexes; its two numbers of calibration are fitted to val, so here they
-are fitted anew five times, each time without the protein clusters that they are then tested on.
-Ranking needs no calibration, which leaves the order alone.
+Redocking into the known site (`python -m bio_diffusion.dock.pools`). The model has been fitted to
+the rows `train` and its two numbers of calibration to the rows `val`; the rows `check` are other
+validation complexes that nothing was fitted to. On `val` calibration is fitted anew, each time
+without the protein clusters that it is then tested on. Ranking needs no calibration, which leaves
+the order alone.
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --docked test.csv --variant network
@@ -78,34 +79,46 @@ def reliability(chance: Tensor, right: Tensor) -> str:
 
 def of_pools(path: Path, seeds: int) -> None:
     found, network = read_pools(path)
-    val = found["val"]
     model = load_confidence(SHIPPED, network)
     if model is None:
         raise SystemExit(f"the shipped confidence model does not belong to {network}")
-    print(f"{len(found['train'])} training and {len(val)} val complexes, {model.name}\n")
-    energy = -val.evidence[:, EVIDENCE.index("energy")]
-    tops = {
-        "energy": val.top(energy),
-        "score (energy and the network's judgement)": val.top(-val.score),
-        "confidence": val.top(model(val.evidence)),
-    }
-    print("| best of the candidates by | top-1 < 2 Å | against energy | against score |")
-    print("|---|---|---|---|")
-    rows = {name: values.numpy() for name, values in tops.items()}
-    first, second, _ = rows.values()
-    for name, values in rows.items():
-        p = [f"p = {mcnemar(values, other):.3g}" for other in (first, second)]
-        print(f"| {name} | {rate(values)} | {p[0]} | {p[1]} |")
-    print(f"| (a right one is among them) | {rate(val.any().numpy())} | | |\n")
+    train, val, check = (found[split] for split in ("train", "val", "check"))
+    print(f"Fitted to {len(train)} training complexes, calibrated on {len(val)}: {model.name}.\n")
+    print(
+        "| complexes | best of the candidates by | top-1 < 2 Å | against energy | against score |"
+    )
+    print("|---|---|---|---|---|")
+    rankings(f"{len(val)} of the calibration", val, model)
+    rankings(f"{len(check)} others", check, model)
     runs = [cross_calibrated(model, val, seed) for seed in range(seeds)]
     errors = torch.tensor([calibration_error(chance, val.right) for chance in runs])
-    print(
-        f"expected calibration error, ten bins, all candidates, calibrated on other clusters: "
-        f"{float(errors.mean()):.3f} ± {float(errors.std()):.3f} over {seeds} divisions into folds"
-    )
     bare = model.logits(val.evidence).detach().sigmoid()
-    print(f"without calibration: {calibration_error(bare, val.right):.3f}\n")
-    print(reliability(runs[0], val.right))
+    chance = model(check.evidence)
+    print(
+        "\nExpected calibration error, ten bins, all candidates:\n\n"
+        f"* {len(check)} complexes that nothing was fitted to: "
+        f"{calibration_error(chance, check.right):.3f}\n"
+        f"* {len(val)} of the calibration, each calibrated on other protein clusters: "
+        f"{float(errors.mean()):.3f} ± {float(errors.std()):.3f} in {seeds} foldings\n"
+        f"* the same without calibration: {calibration_error(bare, val.right):.3f}\n"
+    )
+    print(f"Reliability on the {len(check)} complexes that nothing was fitted to:\n")
+    print(reliability(chance, check.right))
+
+
+def rankings(name: str, pools: Pools, model: Confidence) -> None:
+    """Rows of the table of rankings."""
+    tops = {
+        "energy": pools.top(-pools.evidence[:, EVIDENCE.index("energy")]),
+        "score (energy and the network's judgement)": pools.top(-pools.score),
+        "confidence": pools.top(model(pools.evidence)),
+    }
+    rows = {ranking: values.numpy() for ranking, values in tops.items()}
+    first, second, _ = rows.values()
+    for ranking, values in rows.items():
+        p = [f"p = {mcnemar(values, other):.3g}" for other in (first, second)]
+        print(f"| {name} | {ranking} | {rate(values)} | {p[0]} | {p[1]} |")
+    print(f"| {name} | (a right one is among them) | {rate(pools.any().numpy())} | | |")
 
 
 def of_docked(path: Path, variant: str) -> None:

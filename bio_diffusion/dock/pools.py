@@ -1,7 +1,7 @@
 """Dock complexes of known pose and keep the evidence of every candidate, to fit confidence to.
 
     python -m bio_diffusion.dock.pools --data DIR [--manifest FILE] --split NAME [--sample N]
-        --out FILE.csv [--checkpoint FILE] [key=value ...]
+        [--label NAME] --out FILE.csv [--checkpoint FILE] [key=value ...]
 
 Each complex of `DIR/<id>/` (as for `bio_diffusion.dock.prepare`) is docked into the box of its
 crystal ligand, 4 Å larger a side and 15 Å an edge at least, from RDKit conformers and with the
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
     parser.add_argument("--split", required=True, help="the manifest's rows to dock")
     parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
+    parser.add_argument("--label", help="what to write as split (default: the split)")
     parser.add_argument("--checkpoint", type=Path, help="network (default: the shipped one)")
     parser.add_argument("--out", type=Path, required=True, help="table to append to")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as of docking")
@@ -82,7 +83,11 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
             logger.warning("left out %s: %s", key, one_line(error))
             failed += 1
             continue
-        fixed = {"id": key, "split": args.split, "cluster": rows[key].get("cluster", key)}
+        fixed = {
+            "id": key,
+            "split": args.label or args.split,
+            "cluster": rows[key].get("cluster", key),
+        }
         _append(args.out, [fixed | {"network": docker.checkpoint} | row for row in table])
         logger.info("%s: %d poses", key, len(table))
     return 3 if failed else 0
