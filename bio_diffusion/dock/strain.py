@@ -4,9 +4,11 @@ Shapes: B poses, N heavy atoms. Energies in kcal/mol of the Universal Force Fiel
 
 Source: the energy ratio of PoseBusters 0.6.5 (Buttenschoen, Morris and Deane, Chem. Sci. 2024): the
 energy of the pose with its hydrogens relaxed, over the mean energy of relaxed ETKDG conformers; up
-to 100 passes. Deviations, for speed: the mean is over sixteen conformers instead of fifty, and is
-taken only where one conformer does not decide by a wide margin. Hydrogens are relaxed only where
-the pose does not pass without: relaxing lowers the energy, so a pass stays a pass.
+to 100 passes. Deviations, for speed: the mean is over sixteen conformers instead of fifty (fewer
+of large ligands, down to four: their energy is a sum of many terms and varies less), and is taken
+only where one conformer does not decide by a wide margin. Hydrogens are relaxed only where the pose
+does not pass without: relaxing lowers the energy, so a pass stays a pass. Work is limited by counts
+and not by the clock, so that a busy machine does not change a verdict.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ __all__ = ["Strain"]
 THRESHOLD = 100.0
 _ENSEMBLE = 16
 _MARGIN = 8.0  # a relaxed conformer caught in a bad minimum was five times the mean
-_TIME_LIMIT = 10  # seconds to embed the conformers of the mean
+_FULL_ENSEMBLE_ATOMS = 30  # heavy atoms; the cost of a conformer grows with the square or faster
+_EMBEDDINGS = 100  # attempts at one conformer
 
 
 class Strain:
@@ -77,7 +80,9 @@ class Strain:
 
     @cached_property
     def _ensemble(self) -> float:
-        return self._mean(_ENSEMBLE) or 1e-10  # the source's way out for a lone atom
+        large = max(1.0, self._bare.GetNumAtoms() / _FULL_ENSEMBLE_ATOMS)
+        count = max(4, round(_ENSEMBLE / large**2))
+        return self._mean(count) or 1e-10  # the source's way out for a lone atom
 
     def _mean(self, count: int) -> float:
         """Mean energy of `count` relaxed conformers."""
@@ -88,7 +93,7 @@ class Strain:
         parameters.randomSeed = 42
         parameters.useRandomCoords = True
         parameters.numThreads = 1
-        parameters.timeout = _TIME_LIMIT
+        parameters.maxIterations = _EMBEDDINGS
         rdDistGeom.EmbedMultipleConfs(mol, count, parameters)
         if mol.GetNumConformers() == 0:
             raise ValueError("no relaxed conformer to compare the internal energy with")

@@ -242,6 +242,14 @@ def test_energy_of_a_crushed_pose():
     assert strain.passes(pose[None][:0]).shape == (0,)
 
 
+def test_the_ensemble_of_a_large_ligand_is_small(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Strain, "_mean", lambda self, count: asked.append(count) or 1.0)
+    for length in (10, 30, 60, 150):
+        assert Strain(Chem.MolFromSmiles("C" * length))._ensemble == 1.0
+    assert asked == [16, 16, 4, 4]
+
+
 def test_what_cannot_be_tested_passes_with_a_note():
     mol = Chem.MolFromSmiles("[Fe]")
     validator = Validator(mol, receptor_of(np.array([3.0, 0, 0]), ["C"]))
