@@ -35,7 +35,7 @@ from vina_baseline import chosen, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import mcnemar, rate
-from bio_diffusion.dock.pipeline import Docked, Docker, Settings
+from bio_diffusion.dock.pipeline import Docked, Docker
 from bio_diffusion.dock.sources import PoseSource, PriorPoses
 
 COLUMNS = (
@@ -82,8 +82,6 @@ def load(settings: dict[str, Any], seed: int) -> Docker:
     settings = dict(settings)
     path, start = settings.pop("checkpoint", None), settings.pop("start", "network")
     settings.pop("hetero", None)  # of the receptor, not of the docker
-    if path == "none":
-        return Docker(Settings(seed=seed, **settings))
     docker = Docker.load(path, "cpu", seed=seed, **settings)
     if start == "random":
         docker.source, docker.confidence = RandomStarts(docker.source), None

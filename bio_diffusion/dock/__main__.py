@@ -62,7 +62,7 @@ def parser() -> Parser:
     how.add_argument("--seed", metavar="N", type=int, help="random seed (0)")
     how.add_argument("--steps", metavar="N", type=int, help="steps of the diffusion sampler")
     how.add_argument("--schedule", metavar="NAME", help="adaptive, uniform or karras")
-    how.add_argument("--checkpoint", metavar="FILE", help="trained model to use")
+    how.add_argument("--checkpoint", metavar="FILE", help="trained model, or none: physics alone")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     how.add_argument(
         "--prepare",

@@ -150,7 +150,7 @@ class Docker:
         """A docker with its trained model.
 
         Args:
-            checkpoint: A file, or None for the one that ships, if any.
+            checkpoint: A file, None for the one that ships, or "none" to dock by physics alone.
             device: `auto`, `cpu` or `cuda`.
             settings: Fields of `Settings`.
 

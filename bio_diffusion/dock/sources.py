@@ -202,7 +202,7 @@ def load_source(
     """The source of start poses, and the name of its model for the results.
 
     Args:
-        checkpoint: A trained model, or None for the one that ships; without any, poses are random.
+        checkpoint: A trained model, None for the one that ships, or "none" for random poses.
         device: `cpu` or `cuda`.
         steps: Calls of the network from noise to pose.
         schedule: Of the times of those calls.
@@ -214,7 +214,7 @@ def load_source(
         CheckpointError: The file cannot be used.
     """
     path = Path(checkpoint) if checkpoint is not None else SHIPPED
-    if checkpoint is None and not path.is_file():
+    if checkpoint == "none" or (checkpoint is None and not path.is_file()):
         return PriorPoses(), "none"
 
     from bio_diffusion.grids import kept

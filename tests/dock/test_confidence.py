@@ -249,6 +249,10 @@ def test_without_a_judgement_a_model_or_a_single_site_the_column_is_empty(recept
     assert other.confidence is None
     (found,) = other.dock(receptor, [ligand("CCO")], site)
     assert [row["confidence"] for row in found.rows] == [None] * len(found.rows)
+    physics = Docker.load("none", **TINY)
+    (found,) = physics.dock(receptor, [ligand("CCO")], site)
+    assert physics.checkpoint == "none" and physics.confidence is None
+    assert [row["score"] for row in found.rows] == [row["energy"] for row in found.rows]
     with pytest.raises(InputError, match="rank_by"):
         Settings(rank_by="luck")
 
