@@ -9,7 +9,6 @@ import bisect
 import csv
 import gzip
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bio_diffusion import files
 from bio_diffusion.design.tokenizer import Tokenizer
 
 __all__ = ["Property", "SequenceSet", "find_data", "read_rows"]
@@ -81,19 +81,8 @@ def cut(name: str, spec: Sequence[float | str], values: Sequence[str]) -> Proper
 
 
 def find_data(name: str) -> Path:
-    """A data file by path, or by name in ``data/`` here, in ``BIO_DIFFUSION_DATA``, or beside this
-    package as in a clone.
-
-    Raises:
-        FileNotFoundError: naming the places that were looked in.
-    """
-    named = Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))
-    for root in (Path(), Path("data"), named, Path(__file__).parents[2] / "data"):
-        if (root / name).is_file():
-            return root / name
-    raise FileNotFoundError(
-        f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; name a .csv.gz with a column split"
-    )
+    """A table by path or name, see `files.find_data`."""
+    return files.find_data(name, "name a .csv.gz with a column split")
 
 
 def read_rows(path: Path, split: str) -> Iterator[dict[str, str]]:

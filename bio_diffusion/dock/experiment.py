@@ -7,7 +7,6 @@ together; `prior.PointerPriorFit` fits the latents' prior to a frozen one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bio_diffusion import files
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, usage
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
@@ -62,19 +62,8 @@ class DockingModel(nn.Module):
 
 
 def find_data(name: str) -> Path:
-    """A data file or folder by path, or by name in ``data/`` here or in ``BIO_DIFFUSION_DATA``.
-
-    Raises:
-        FileNotFoundError: naming the places that were looked in.
-    """
-    roots = [Path(), Path("data"), Path(os.environ.get("BIO_DIFFUSION_DATA", "data"))]
-    for root in roots:
-        if (root / name).exists():
-            return root / name
-    raise FileNotFoundError(
-        f"{name}: not here, in data/ or in BIO_DIFFUSION_DATA; "
-        "make it with python -m bio_diffusion.dock.prepare"
-    )
+    """A compact set or folder by path or name, see `files.find_data`."""
+    return files.find_data(name, "make it with python -m bio_diffusion.dock.prepare")
 
 
 def open_set(name: str, split: str) -> CompactSet:
