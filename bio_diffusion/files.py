@@ -5,19 +5,23 @@ One place for missing, huge, packed and binary inputs, and for tables that are n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 __all__ = [
     "InputError",
     "cell",
+    "check_folder",
     "find_data",
+    "open_journal",
+    "same_run",
     "one_line",
     "read_text",
     "require_file",
@@ -226,3 +230,83 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def check_folder(path: Path, journal: str, resume: bool, overwrite: bool) -> None:
+    """Refuses a result folder that cannot be used; changes nothing.
+
+    Args:
+        path: Of the folder, which need not exist.
+        journal: File name by which a run is known.
+        resume: Go on with the run in it.
+        overwrite: Replace what is in it.
+
+    Raises:
+        InputError: It is a file, or holds something and neither `resume` nor `overwrite` was said,
+            or `resume` was and it holds no run.
+    """
+    name = one_line(path)
+    if path.exists() and not path.is_dir():
+        raise InputError("out_file", f"{name}: is a file; name a folder with --out")
+    there = [p.name for p in path.iterdir()] if path.is_dir() else []
+    if there and not (resume or overwrite):
+        raise InputError(
+            "out_exists", f"{name}: already holds files; say --resume, --overwrite or another --out"
+        )
+    if resume and there and journal not in there:
+        raise InputError(
+            "out_exists", f"{name}: holds no run to go on with; say --overwrite or another --out"
+        )
+
+
+def open_journal(path: Path, journal: str, results: Iterable[str], overwrite: bool) -> BinaryIO:
+    """Makes a result folder and opens its journal, locked against other runs.
+
+    Args:
+        path: Of the folder; parents are made.
+        journal: File name of the journal.
+        results: File names of the results; half-written ones are removed, all with `overwrite`.
+        overwrite: Empty the journal, too; other files stay.
+
+    Raises:
+        InputError: It cannot be written, or another run writes there.
+    """
+    name = one_line(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        stream = (path / journal).open("a+b")
+        _lock(stream, name)
+        if overwrite:
+            stream.truncate(0)
+        for file in results:
+            (path / f".{file}.part").unlink(missing_ok=True)
+            if overwrite:
+                (path / file).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
+        ) from None
+    return stream
+
+
+def same_run(path: Path, former: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises `InputError` naming the settings in which the run in a folder differs from this."""
+    differing = sorted(k for k in {*known, *former} if known.get(k) != former.get(k))
+    if differing:
+        raise InputError(
+            "changed",
+            f"{one_line(path)}: holds a run with another {', '.join(differing)}; "
+            "say --overwrite or another --out",
+        )
+
+
+def _lock(journal: BinaryIO, name: str) -> None:
+    with contextlib.suppress(ImportError):  # no such locks on this system
+        import fcntl
+
+        try:
+            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                "busy", f"{name}: another run writes there; wait or use --out"
+            ) from None

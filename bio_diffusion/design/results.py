@@ -7,7 +7,6 @@ are written beside their old versions and renamed over them.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bio_diffusion.files import InputError, cell, one_line, write_atomic
+from bio_diffusion.files import cell, check_folder, open_journal, same_run, write_atomic
 
 __all__ = ["FILES", "ResultFolder"]
 
@@ -37,26 +36,8 @@ class ResultFolder:
 
     @classmethod
     def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder that cannot be used; changes nothing.
-
-        Raises:
-            InputError: It is a file, or holds something and neither `resume` nor `overwrite` was
-                said, or `resume` was and it holds no run.
-        """
-        name = one_line(path)
-        if path.exists() and not path.is_dir():
-            raise InputError("out_file", f"{name}: is a file; name a folder with --out")
-        there = [p.name for p in path.iterdir()] if path.is_dir() else []
-        if there and not (resume or overwrite):
-            raise InputError(
-                "out_exists",
-                f"{name}: already holds files; say --resume, --overwrite or another --out",
-            )
-        if resume and there and JOURNAL not in there:
-            raise InputError(
-                "out_exists",
-                f"{name}: holds no run to go on with; say --overwrite or another --out",
-            )
+        """Refuses a folder that cannot be used, see `files.check_folder`."""
+        check_folder(path, JOURNAL, resume, overwrite)
 
     @classmethod
     def open(
@@ -76,32 +57,13 @@ class ResultFolder:
                 go on with had other settings.
         """
         cls.check(path, resume, overwrite)
-        name = one_line(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            journal = (path / JOURNAL).open("a+b")
-            _lock(journal, name)
-            if overwrite:
-                for file in FILES:
-                    (path / file).unlink(missing_ok=True)
-                journal.truncate(0)
-            for file in FILES:
-                (path / f".{file}.part").unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(
-                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
-            ) from None
+        journal = open_journal(path, JOURNAL, FILES, overwrite)
         drawn: list[list[list[str]]] = [[] for _ in range(starts)]
         lines, end = _whole_lines(journal)
         journal.truncate(end)
         known = json.loads(json.dumps(key))
-        if lines and lines[0] != known:
-            differing = sorted(k for k in {*known, *lines[0]} if known.get(k) != lines[0].get(k))
-            raise InputError(
-                "changed",
-                f"{name}: holds a run with another {', '.join(differing)}; "
-                "say --overwrite or another --out",
-            )
+        if lines:
+            same_run(path, lines[0], known)
         folder = cls(path, journal, drawn)
         if not lines:
             folder._append(known)
@@ -166,15 +128,3 @@ def _whole_lines(journal: BinaryIO) -> tuple[list[dict[str, Any]], int]:
             break
         end += len(line)
     return lines, end
-
-
-def _lock(journal: BinaryIO, name: str) -> None:
-    with contextlib.suppress(ImportError):  # no such locks on this system
-        import fcntl
-
-        try:
-            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "busy", f"{name}: another run writes there; wait or use --out"
-            ) from None

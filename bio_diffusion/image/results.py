@@ -7,7 +7,6 @@ versions and renamed over them.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bio_diffusion.files import InputError, one_line, write_atomic, write_bytes
+from bio_diffusion.files import check_folder, open_journal, same_run, write_atomic, write_bytes
 
 __all__ = ["FILES", "ResultFolder", "grid_png"]
 
@@ -44,26 +43,8 @@ class ResultFolder:
 
     @classmethod
     def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder that cannot be used; changes nothing.
-
-        Raises:
-            InputError: It is a file, or holds something and neither `resume` nor `overwrite` was
-                said, or `resume` was and it holds no run.
-        """
-        name = one_line(path)
-        if path.exists() and not path.is_dir():
-            raise InputError("out_file", f"{name}: is a file; name a folder with --out")
-        there = [p.name for p in path.iterdir()] if path.is_dir() else []
-        if there and not (resume or overwrite):
-            raise InputError(
-                "out_exists",
-                f"{name}: already holds files; say --resume, --overwrite or another --out",
-            )
-        if resume and there and JOURNAL not in there:
-            raise InputError(
-                "out_exists",
-                f"{name}: holds no run to go on with; say --overwrite or another --out",
-            )
+        """Refuses a folder that cannot be used, see `files.check_folder`."""
+        check_folder(path, JOURNAL, resume, overwrite)
 
     @classmethod
     def open(
@@ -90,28 +71,11 @@ class ResultFolder:
                 go on with had other settings.
         """
         cls.check(path, resume, overwrite)
-        name = one_line(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            journal = (path / JOURNAL).open("a+b")
-            _lock(journal, name)
-            if overwrite:
-                for file in FILES:
-                    (path / file).unlink(missing_ok=True)
-                journal.truncate(0)
-        except OSError as error:
-            raise InputError(
-                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
-            ) from None
+        journal = open_journal(path, JOURNAL, FILES, overwrite)
         known = json.loads(json.dumps(key))
         former, raw = _former(journal)
-        if former is not None and former != known:
-            differing = sorted(k for k in {*known, *former} if known.get(k) != former.get(k))
-            raise InputError(
-                "changed",
-                f"{name}: holds a run with another {', '.join(differing)}; "
-                "say --overwrite or another --out",
-            )
+        if former is not None:
+            same_run(path, former, known)
         if former is None:
             journal.truncate(0)
             journal.write(json.dumps(known).encode() + b"\n")
@@ -177,15 +141,3 @@ def _former(journal: BinaryIO) -> tuple[dict[str, Any] | None, bytes]:
         return json.loads(line), journal.read()
     except ValueError:
         return None, b""
-
-
-def _lock(journal: BinaryIO, name: str) -> None:
-    with contextlib.suppress(ImportError):  # no such locks on this system
-        import fcntl
-
-        try:
-            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "busy", f"{name}: another run writes there; wait or use --out"
-            ) from None
