@@ -10,17 +10,20 @@ in these very steps, nats a site, on held-out molecules and the same noise for a
 
 `pictures`: the deterministic samplers against their own end, root mean square over pixels in
 [-1, 1] beside 40 steps of Heun from the same noise, and the Frechet distance (classifier features)
-to test digits. A step of Heun is two calls.
+to test digits. A step of Heun is two calls, the last one. Each seed has noise of its own, and
+digits of its own to fit the grids on; the rows go to a file, and a run goes on with what it lacks.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,6 +37,13 @@ FITTED = (
     "corrector", "velocity", "truncation", "heun", "terminal", "heun-terminal",
     "terminal, walked", "heun, walked",
 )  # fmt: skip
+HAND = {
+    "EDM rho 7": schedule.karras,
+    "EDM rho 3": functools.partial(schedule.karras, rho=3.0),
+    "log SNR": schedule.log_snr,
+    "cosine": schedule.cosine,
+}
+ENDS = ("the flow's own end", "other real digits")
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -139,6 +149,55 @@ def tokens(args: argparse.Namespace) -> None:
 
 
 def pictures(args: argparse.Namespace) -> None:
+    rows = Path(args.rows)
+    columns = [(rule, int(n)) for rule, _, n in (word.partition(":") for word in args.columns)]
+    names = args.grids or [*HAND, *FITTED]
+    done = {tuple(row[:4]): row[4:] for row in map(json.loads, _lines(rows))}
+    wanted = {(seed, key, *column): None
+              for seed in range(args.seeds) for key in names for column in columns}  # fmt: skip
+    if missing := [cell for cell in wanted if cell not in done]:
+        with rows.open("a") as file:
+            for row in _walk(args, missing):
+                print(json.dumps(row), file=file, flush=True)
+                done[tuple(row[:4])] = row[4:]
+    floors = [[done[seed, name, "", 0][1] for seed in range(args.seeds)] for name in ENDS]
+    print(
+        f"\nModel {args.model}, {args.n} digits x {args.seeds} seeds. Frechet distance of the "
+        f"flow's own end {spread(floors[0], 2)}, of other real digits {spread(floors[1], 2)}\n"
+    )
+    rival = [done[seed, args.rival[0], *_column(args.rival[1])][1] for seed in range(args.seeds)]
+    titles = (
+        "RMS to the flow's own end", "Frechet distance",
+        f"Frechet distance less that of {args.rival[0]}, {args.rival[1]}, seed by seed",
+    )  # fmt: skip
+    for number, title in enumerate(titles):
+        print(f"{title}:\n")
+        print("| grid | " + " | ".join(f"{rule} {n}" for rule, n in columns) + " |")
+        print("|---|" + "---|" * len(columns))
+        for key in names:
+            cells = []
+            for column in columns:
+                found = [done[seed, key, *column] for seed in range(args.seeds)]
+                values = [row[0] for row in found] if number == 0 else [row[1] for row in found]
+                if number == 2:
+                    values = [a - b for a, b in zip(values, rival, strict=True)]
+                blank = number == 0 and column[0] == "ancestral"
+                cells.append("-" if blank else spread(values, 4 if number == 0 else 1))
+            print(f"| {key} | {' | '.join(cells)} |")
+        print()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _column(word: str) -> tuple[str, int]:
+    rule, _, steps = word.partition(":")
+    return rule, int(steps)
+
+
+def _walk(args: argparse.Namespace, missing: list[tuple]) -> Iterator[list]:
+    """[seed, grid, sampler, steps, RMS to the flow's end, Frechet distance] of missing cells."""
     from bio_diffusion.diffusion.bridge import Bridge
     from bio_diffusion.diffusion.process import evaluating
     from bio_diffusion.diffusion.sampling import Heun, sample
@@ -152,26 +211,23 @@ def pictures(args: argparse.Namespace) -> None:
     test = open_pictures(sampler.data, "test").x
     test = test[torch.randperm(len(test), generator=keyed_generator(0))]  # it lies sorted by class
     real = classifier.describe(test[: args.real])
-    hand: dict[str, Grid] = {
-        "EDM rho 7": functools.partial(schedule.karras, process),
-        "EDM rho 3": functools.partial(schedule.karras, process, rho=3.0),
-        "log SNR": functools.partial(schedule.log_snr, process),
-        "cosine": functools.partial(schedule.cosine, process),
-    }
-    probe = functools.partial(schedule_probe, sampler.path)
-    every = dict(hand)
+    probes = torch.cat([x for x, _ in schedule_probe(sampler.path, args.probes * args.seeds)[2]])
     named = {"terminal, walked": "walked", "heun, walked": "heun-walked"}
-    for name in args.grids or (*hand, *FITTED):
-        if name in FITTED:
-            few = name in named  # as dear as the square of the intervals
-            found = grids.Probe(*probe(args.probes // 2 if few else args.probes))
-            every[name] = grids.measure(found, named.get(name, name), 20 if few else 32).knots
 
-    def draw(times: Tensor, rule: str, count: int, seed: int) -> Tensor:
+    def grid(name: str, seed: int) -> Grid:
+        """Fitted on digits of the seed's own where it is fitted."""
+        if name in HAND:
+            return functools.partial(HAND[name], process)
+        few = name in named  # as dear as the square of the intervals
+        own = probes[args.probes * seed :][: args.probes // 2 if few else args.probes]
+        found = grids.Probe(process, model.denoiser, [(own, None)])
+        return grids.measure(found, named.get(name, name), 20 if few else 32).knots
+
+    def draw(times: Tensor, rule: str, seed: int) -> Tensor:
         process.bridge = Bridge(1.0 if rule == "ancestral" else 0.0)
         ends = []
-        for start in range(0, count, 32):
-            rows = [keyed_generator(seed, start + i) for i in range(min(32, count - start))]
+        for start in range(0, args.n, 32):
+            rows = [keyed_generator(seed, start + i) for i in range(min(32, args.n - start))]
             like = model.like(len(rows))
             with evaluating(model):
                 ends.append(sample(
@@ -180,28 +236,21 @@ def pictures(args: argparse.Namespace) -> None:
                 ))  # fmt: skip
         return torch.cat(ends)
 
-    began = time.process_time()
-    teacher = draw(schedule.karras(process, args.teacher), "Heun", args.n, 0)
-    same = classifier.describe(model.pixels(teacher))
-    floor = frechet_distance(classifier.describe(test[-args.n :]), real)
-    print(
-        f"\nModel {sampler.name} {sampler.sha256[:12]}, {args.n} digits. Frechet distance of the "
-        f"teacher {frechet_distance(same, real):.2f}, of other real digits {floor:.2f}\n"
-    )
-    columns = [(rule, int(n)) for rule, _, n in (word.partition(":") for word in args.columns)]
-    print("| grid | " + " | ".join(f"{rule} {n}" for rule, n in columns) + " |")
-    print("|---|" + "---|" * len(columns))
-    for key in args.grids or every:
-        grid, cells = every[key], []
-        for rule, n in columns:
-            x = draw(grid(n), rule, args.n, 0)
+    def far(pixels: Tensor) -> float:
+        return frechet_distance(classifier.describe(pixels), real)
+
+    for seed in sorted({cell[0] for cell in missing}):
+        teacher = draw(schedule.karras(process, args.teacher), "Heun", seed)
+        others = test[args.real :][args.n * seed : args.n * (seed + 1)]
+        yield [seed, ENDS[0], "", 0, 0.0, far(model.pixels(teacher))]
+        yield [seed, ENDS[1], "", 0, 0.0, far(others)]
+        fitted: dict[str, Grid] = {}
+        for _, name, rule, n in (cell for cell in missing if cell[0] == seed):
+            if name not in fitted:
+                fitted[name] = grid(name, seed)
+            x = draw(fitted[name](n), rule, seed)
             off = (x - teacher).square().flatten(1).mean(1).sqrt()
-            error = float(off.std()) / math.sqrt(len(off))
-            far = frechet_distance(classifier.describe(model.pixels(x)), real)
-            told = "" if rule == "ancestral" else f"{float(off.mean()):.4f} ± {error:.4f} / "
-            cells.append(f"{told}{far:.2f}")
-        print(f"| {key} | {' | '.join(cells)} |", flush=True)
-    print(f"\n{time.process_time() - began:.0f} CPU s")
+            yield [seed, name, rule, n, float(off.mean()), far(model.pixels(x))]
 
 
 def main() -> None:
@@ -220,7 +269,8 @@ def main() -> None:
     command.set_defaults(run=tokens)
     command = commands.add_parser("pictures")
     command.add_argument("--model", default="mnist")
-    command.add_argument("--n", type=int, default=192)
+    command.add_argument("--n", type=int, default=192, help="digits a seed")
+    command.add_argument("--seeds", type=int, default=4)
     command.add_argument("--real", type=int, default=2000)
     command.add_argument("--probes", type=int, default=16)
     command.add_argument("--teacher", type=int, default=40)
@@ -229,6 +279,9 @@ def main() -> None:
         default=["Euler:8", "Euler:16", "Heun:5", "Heun:9", "ancestral:16"],
     )  # fmt: skip
     command.add_argument("--grids", nargs="+", help="leave out the others")
+    command.add_argument("--rival", nargs=2, metavar=("GRID", "SAMPLER:STEPS"),
+                         default=("EDM rho 7", "Heun:9"))  # fmt: skip
+    command.add_argument("--rows", default="rows.jsonl", help="what was measured; grows")
     command.set_defaults(run=pictures)
     args = parser.parse_args()
     torch.set_num_threads(1)

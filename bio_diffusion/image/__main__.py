@@ -74,6 +74,12 @@ def _what(sub: argparse.ArgumentParser, verb: str) -> None:
             "--classifier", metavar="NAME|FILE", help="whose features to use (mnist_classifier)"
         )
         sub.add_argument(
+            "--inception", metavar="FILE", help="your weights of Inception: measures the FID too"
+        )
+        sub.add_argument(
+            "--fid-reference", metavar="NPZ", help="mu and sigma to compare with (held-out part)"
+        )
+        sub.add_argument(
             "--bits-n", metavar="N", type=int, help="held-out pictures for bits/dim (256)"
         )
 

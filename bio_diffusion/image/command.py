@@ -17,25 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.command import Progress, exit_status
 from bio_diffusion.config import ConfigError, dump
-from bio_diffusion.diffusion.training import keyed_generator
 from bio_diffusion.files import InputError, one_line
-from bio_diffusion.image.dataset import Pictures, open_pictures
-from bio_diffusion.image.metrics import Classifier, frechet_distance
-from bio_diffusion.image.pipeline import CHUNK, ImageSampler, load_classifier
+from bio_diffusion.image.measure import Measurement
+from bio_diffusion.image.pipeline import CHUNK, ImageSampler
 from bio_diffusion.image.results import ResultFolder
 
 __all__ = ["run"]
 
 log = logging.getLogger("bio_diffusion.image")
-
-NAMED = "Frechet distance ({} features)"
-BITS_DRAWS = 16
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,6 +60,8 @@ class _Run:
                 "data": options.data or sampler.data,
                 "classifier": options.classifier or "mnist_classifier",
                 "bits_n": _or(options.bits_n, 256),
+                "inception": options.inception,
+                "fid_reference": options.fid_reference,
             }
         self.notes: list[str] = []
         try:
@@ -90,25 +86,10 @@ class _Run:
         sampler.check(settings["sampler"], settings["guidance"])
         if sampler.model.encoder is not None:
             sampler.check_prior()
-        if not self.measures:
-            return
-        self.held: Pictures = open_pictures(settings["data"], "test")
-        if self.held.shape != sampler.shape:
-            raise ValueError(
-                f"{settings['data']} holds pictures of the shape {list(self.held.shape)}, and the "
-                f"model {settings['model']} draws {list(sampler.shape)}; name another --data"
-            )
-        name = settings["classifier"]
-        found, taught, self.classifier_sha256 = load_classifier(name, sampler.device)
-        self.classifier: Classifier | None = found
-        self.title = NAMED.format(name if name != "mnist_classifier" else "MNIST classifier")
-        if self.options.classifier is None and Path(settings["data"]).name != Path(taught).name:
-            self.classifier = None
-            self.notes.append(
-                f"no Frechet distance: the classifier that ships was taught {taught}, not "
-                f"{settings['data']}; train one (experiment=image/mnist_classifier "
-                "experiment.data=...) and name it with --classifier"
-            )
+        if self.measures:
+            named = self.options.classifier is not None
+            self.measurement = Measurement(settings, named, sampler)
+            self.notes += self.measurement.notes
 
     def execute(self) -> int:
         """Draws the pictures, measures them if asked to, and writes everything."""
@@ -131,7 +112,8 @@ class _Run:
                 self._draw()
                 drawn = time.monotonic()
                 if self.measures:
-                    measured |= self._measure()
+                    drawn_pixels = torch.from_numpy(self.folder.pixels[: settings["n"]].copy())
+                    measured |= self.measurement(drawn_pixels)
             except KeyboardInterrupt:
                 status, drawn = "interrupted", time.monotonic()
             finally:
@@ -168,40 +150,6 @@ class _Run:
                 progress.step(f"{now} of {n} pictures", now - done)
                 done = now
 
-    def _measure(self) -> dict[str, Any]:
-        """Bits/dim and the Frechet distance, each with its yardstick."""
-        settings, held = self.settings, self.held
-        index = torch.randperm(len(held), generator=keyed_generator(0))[: settings["bits_n"]]
-        log.info("bits/dim of %d held-out pictures", len(index))
-        bits = self.sampler.bits_per_dim(held.x[index], BITS_DRAWS, settings["seed"])
-        found: dict[str, Any] = {
-            "bits_per_dim": float(bits.mean()),
-            "bits_per_dim_se": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else None,
-            "bits_per_dim_levels": self.sampler.model.levels,
-        }
-        if self.classifier is None:
-            return found
-        log.info("%s", self.title)
-        n = settings["n"]
-        drawn = torch.from_numpy(self.folder.pixels[:n].copy())
-        real = self.classifier.describe(held.x)
-        features = self.classifier.describe(drawn)
-        found["frechet_distance"] = frechet_distance(features, real)
-        found["classifier_sure"] = self.classifier.sure(features)
-        found["classifier_sure_of_held_out"] = self.classifier.sure(real)
-        found["frechet_distance_of_training_pictures"] = self._yardstick(n, real)
-        return found
-
-    def _yardstick(self, n: int, real: Tensor) -> float | None:
-        """The distance of as many training pictures: what perfect samples would get."""
-        assert self.classifier is not None
-        train = open_pictures(self.settings["data"], "train")
-        if len(train) < n:
-            return None
-        index = torch.randperm(len(train), generator=keyed_generator(self.settings["seed"]))[:n]
-        pixels = self.sampler.model.pixels(self.sampler.model.state(train.x[index]))
-        return frechet_distance(self.classifier.describe(pixels), real)
-
     def _write(
         self, status: str, measured: dict[str, Any], sampling: float, seconds: float
     ) -> None:
@@ -227,18 +175,11 @@ class _Run:
             },
         }
         if self.measures:
-            data["frechet_distance_is"] = self.title
-            data["classifier"] = {"sha256": self.classifier_sha256}
+            data |= self.measurement.about()
         folder.write_text("summary.json", json.dumps(data, indent=2) + "\n")
         lines = [f"{count} pictures of {settings['n']}"]
         if measured["bits_per_dim"] is not None:
-            lines.append(f"bits/dim <= {measured['bits_per_dim']:.4f}")
-        if measured["frechet_distance"] is not None:
-            known = measured["frechet_distance_of_training_pictures"]
-            told = "" if known is None else f" ({known:.3f} for as many training pictures)"
-            lines.append(f"{self.title} {measured['frechet_distance']:.3f}{told}")
-            sure, real = (100 * measured[f"classifier_sure{of}"] for of in ("", "_of_held_out"))
-            lines.append(f"classifier sure of {sure:.0f} % ({real:.0f} % of held-out pictures)")
+            lines += self.measurement.lines(measured)
         lines += [f"{name:13}{self.place / name}" for name in ("grid.png", "samples.npy")]
         log.info("%s", "\n".join(lines))
 

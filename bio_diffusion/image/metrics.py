@@ -1,8 +1,9 @@
-"""How good pictures are: the Frechet distance of a classifier's features.
+"""How good pictures are: the Frechet distance of a network's features.
 
 The classifier ships (`mnist_classifier`), is trained on MNIST's own training part, and serves this
 measure alone. The distance is called `Frechet distance (MNIST classifier features)`: it is no FID,
-whose features come from Inception on ImageNet, and compares with no published figure.
+whose features come from Inception on ImageNet (`inception`, for users who have its weights), and
+compares with no published figure.
 
 Shapes: B batch, N pictures, F features.
 
@@ -11,11 +12,13 @@ Source: Heusel et al. 2017 (the distance); Dowson & Landau 1982.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Classifier", "frechet_distance"]
+__all__ = ["Classifier", "Moments", "frechet_distance"]
 
 
 class Classifier(nn.Module):
@@ -68,21 +71,36 @@ class Classifier(nn.Module):
         return float((chance > least).double().mean())
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+class Moments(NamedTuple):
+    """Mean (F,) and covariance (F, F) of a set of features."""
+
+    mean: Tensor
+    cov: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Raises: ValueError if there are fewer than two pictures in features (N, F)."""
+        if len(features) < 2:
+            raise ValueError("the Frechet distance needs two pictures at least on either side")
+        return cls(features.double().mean(0), torch.cov(features.double().T))
+
+
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two sets of features, (N, F) each.
 
-    A and B are the sets' covariances. The value is that of the finite sets: sets of a few thousand
-    from the same source are some way above 0, so compare sets of equal size only.
+    A and B are the sets' covariances; instead of a set its moments may be given. The value is that
+    of the finite sets: sets of a few thousand from the same source are some way above 0, so compare
+    sets of equal size only.
 
     Raises:
         ValueError: a set has fewer than two members.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError("the Frechet distance needs two pictures at least on either side")
-    a, b = a.double(), b.double()
-    A, B = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(A)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()
-    gap = (a.mean(0) - b.mean(0)).square().sum()
-    return float(gap + A.trace() + B.trace() - 2 * cross)
+    (m, A), (n, B) = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
+    if isinstance(a, Tensor) and len(a) < a.shape[1]:  # rows R with R^T R = A are at hand
+        rows = (a.double() - m) / (len(a) - 1) ** 0.5
+    else:
+        values, vectors = torch.linalg.eigh(A)
+        rows = values.clamp(min=0).sqrt()[:, None] * vectors.T
+    # R B R^T and A^(1/2) B A^(1/2) have the same eigenvalues, zeros apart
+    cross = torch.linalg.eigvalsh(rows @ B @ rows.T).clamp(min=0).sqrt().sum()
+    return float((m - n).square().sum() + A.trace() + B.trace() - 2 * cross)

@@ -11,9 +11,11 @@ from PIL import Image
 from bio_diffusion import checkpoint
 from bio_diffusion.image.__main__ import main
 from bio_diffusion.image.experiment import CodePriorFit
+from bio_diffusion.image.inception import FEATURES, Inception
 from bio_diffusion.image.model import ImageModel
 from bio_diffusion.image.pipeline import ImageSampler, load_classifier
 from bio_diffusion.schedule import main as schedule_main
+from tests.image.test_inception import closed_form
 from tests.image.test_model import LATENTS, SMALL, noisy
 
 
@@ -135,6 +137,40 @@ def test_evaluate_measures_the_distance_where_there_is_a_classifier(folder, tmp_
     assert summary["frechet_distance"] > 0 and summary["notes"] == []
     assert summary["classifier_sure"] <= 1 and summary["classifier_sure_of_held_out"] <= 1
     assert summary["frechet_distance_of_training_pictures"] > 0
+
+
+@pytest.fixture(scope="module")
+def inception(folder):
+    """Weights of Inception by a formula, and statistics."""
+    with torch.device("meta"):
+        like = Inception().state_dict()
+    torch.save(closed_form(like), folder / "inception.pth")
+    np.savez(folder / "reference.npz", mu=np.ones(FEATURES), sigma=np.eye(FEATURES))
+    return folder
+
+
+def test_evaluate_measures_the_fid_for_who_has_the_weights(inception, tmp_path):
+    words = ("--n", "2", "--bits-n", "2", "--inception", str(inception / "inception.pth"))
+    words += ("--fid-reference", str(inception / "reference.npz"))
+    assert draw(inception, tmp_path / "out", *words, verb="evaluate") == 0
+    summary = told(tmp_path / "out")
+    assert summary["fid"] > 0 and summary["fid_of_training_pictures"] > 0
+    assert summary["frechet_distance"] is None  # the classifier that ships knows digits alone
+    assert summary["inception"]["reference"].endswith("reference.npz")
+    assert len(summary["notes"]) == 2 and "6726825d" in summary["notes"][0]
+
+
+def test_the_fid_is_refused_without_its_weights(inception, tmp_path, capsys):
+    reference = str(inception / "reference.npz")
+    for words, said in (
+        (("--fid-reference", reference), "needs --inception"),
+        (("--inception", reference), "no readable weights"),
+        (("--inception", str(inception / "none.pth")), "no such file"),
+    ):
+        assert draw(inception, tmp_path / "out", *words, verb="evaluate") == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
