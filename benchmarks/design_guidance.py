@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,6 +39,13 @@ from bio_diffusion.diffusion.guidance import ExactClassifier, FirstOrderClassifi
 from bio_diffusion.diffusion.process import Guidance
 
 
+class Drawn(NamedTuple):
+    """Molecules and the CPU seconds that they took."""
+
+    smiles: list[str]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Row:
     """One way to draw n molecules.
@@ -44,75 +53,112 @@ class Row:
     Attributes:
         name: in the table.
         calls: of the generator for one molecule that is kept.
-        draw: seed -> SMILES.
+        draw: seed -> molecules.
     """
 
     name: str
     calls: int
-    draw: Callable[[int], list[str]]
+    draw: Callable[[int], Drawn]
 
 
-def rows(designer: Designer, target: str, n: int, steps: int, cbg: int) -> list[Row]:
-    """The ways that are compared; `cbg` molecules only of the exact predictor guidance."""
-    best = designer.properties[target][-1]
-    worst = designer.properties[target][0]
-    label = designer.labels({target: best})
-    calls = len(designer.times(steps)) - 1
+class Rows:
+    """The ways that are compared, at one number of steps.
 
-    def draw(seed: int, count: int = n, first: int = 0, **arguments: object) -> list[str]:
-        parts = designer.design(count, steps=steps, seed=seed, first=first, **arguments)  # type: ignore[arg-type]
-        return [smiles for part in parts for smiles in part]
+    Molecules that are told nothing, or told the class, are drawn once for each seed: the first n of
+    2 n are one row, and the best n of all are another.
 
-    def best_of(k: int, seed: int, **arguments: object) -> list[str]:
-        pool = draw(seed, k * n, **arguments)
-        value = measure([target], pool)[target]
-        order = sorted(range(len(pool)), key=lambda i: -value[i] if value[i] == value[i] else 9e9)
-        return [pool[i] for i in order[:n]]
+    Args:
+        designer: the model.
+        target: the property; its last class is wanted.
+        n: molecules a row and seed.
+        steps: of the sampler.
+        schedule: of the steps.
+    """
 
-    def steered(guide: Guidance, count: int) -> Callable[[int], list[str]]:
-        return lambda seed: draw(seed, count, constraints=[guide])
+    def __init__(
+        self, designer: Designer, target: str, n: int, steps: int, schedule: str = "uniform"
+    ) -> None:
+        self.designer, self.target, self.n = designer, target, n
+        self.steps, self.schedule = steps, schedule
+        self.told = {target: designer.properties[target][-1]}
+        self.label = designer.labels(self.told)
+        self.calls = len(designer.times(steps, schedule)) - 1
+        self._pools: dict[tuple[int, bool], Drawn] = {}
 
-    told = {target: best}
-    table = [
-        Row("told nothing", calls, lambda seed: draw(seed)),
-        Row("told the opposite", calls, lambda seed: draw(seed, targets={target: worst})),
-        Row("best of 2 by the exact property", 2 * calls, lambda seed: best_of(2, seed)),
-        Row("told (D-CFG, gamma 1)", calls, lambda seed: draw(seed, targets=told)),
-        Row("told, best of 2", 2 * calls, lambda seed: best_of(2, seed, targets=told)),
-    ]
-    for gamma in (2.0, 3.0, 5.0):
-        table.append(
+    def table(self, gammas: Sequence[float], cbg: int) -> list[Row]:
+        """All rows; `cbg` molecules only of the exact predictor guidance."""
+        worst = self.designer.properties[self.target][0]
+        calls, n = self.calls, self.n
+        table = [
+            Row("told nothing", calls, lambda seed: self._first(seed, told=False)),
             Row(
-                f"D-CFG, gamma {gamma:g}",
+                "told the opposite",
+                calls,
+                lambda seed: self._draw(seed, n, targets={self.target: worst}),
+            ),
+            Row(
+                "best of 2 by the exact property",
                 2 * calls,
-                lambda seed, g=gamma: draw(seed, targets=told, guidance="cfg", gamma=g),  # type: ignore[misc]
-            )
-        )
-    if designer.path.with_name(f"{designer.path.stem}_predictor.safetensors").is_file():
-        log_p = designer.log_p(label)
-        one_site = isinstance(designer.process, Autoregressive)
+                lambda seed: self._best(seed, told=False),
+            ),
+            Row("told (D-CFG, gamma 1)", calls, lambda seed: self._first(seed, told=True)),
+            Row("told, best of 2", 2 * calls, lambda seed: self._best(seed, told=True)),
+        ]
+        for gamma in gammas:
+            how = {"targets": self.told, "guidance": "cfg", "gamma": gamma}
+            table.append(Row(f"D-CFG, gamma {gamma:g}", 2 * calls, partial(self._draw, n=n, **how)))
+        if _beside(self.designer, "predictor"):
+            table += self._predictors(cbg)
+        return table
+
+    def _predictors(self, cbg: int) -> list[Row]:
+        log_p, blind = self.designer.log_p(self.label), _blind(self.designer, self.label)
+        one_site = isinstance(self.designer.process, Autoregressive)
         kind, name = (
             (ExactClassifier, "FUDGE") if one_site else (FirstOrderClassifier, "D-CBG first order")
         )
-        for gamma in (1.0, 5.0):
-            guide = kind(log_p, gamma)
-            table.append(Row(f"{name}, gamma {gamma:g}", calls, steered(guide, n)))
+        guides: list[tuple[str, Guidance, int]] = [
+            (f"{name}, gamma 1", kind(log_p, 1.0), self.n),
+            (f"{name}, gamma 5", kind(log_p, 5.0), self.n),
+        ]
         if cbg and not one_site:
-            table.append(
-                Row(
-                    f"D-CBG exact, gamma 5, n = {cbg}",
-                    calls,
-                    steered(ExactClassifier(log_p, 5.0), cbg),
-                )
-            )
-        table.append(
-            Row(
-                f"{name}, random predictor, gamma 5",
-                calls,
-                steered(kind(_blind(designer, label), 5.0), n),
-            )
+            for gamma in (1.0, 5.0):
+                title = f"D-CBG exact, gamma {gamma:g}, n = {cbg}"
+                guides.append((title, ExactClassifier(log_p, gamma), cbg))
+        guides.append((f"{name}, random predictor, gamma 5", kind(blind, 5.0), self.n))
+        return [
+            Row(title, self.calls, partial(self._draw, n=count, constraints=[guide]))
+            for title, guide, count in guides
+        ]
+
+    def _draw(self, seed: int, n: int, **how: Any) -> Drawn:
+        began = time.process_time()
+        parts = self.designer.design(n, steps=self.steps, schedule=self.schedule, seed=seed, **how)
+        smiles = [each for part in parts for each in part]
+        return Drawn(smiles, time.process_time() - began)
+
+    def _pool(self, seed: int, told: bool) -> Drawn:
+        if (seed, told) not in self._pools:
+            targets = self.told if told else {}
+            self._pools[seed, told] = self._draw(seed, 2 * self.n, targets=targets)
+        return self._pools[seed, told]
+
+    def _first(self, seed: int, told: bool) -> Drawn:
+        pool = self._pool(seed, told)
+        return Drawn(pool.smiles[: self.n], pool.seconds / 2)
+
+    def _best(self, seed: int, told: bool) -> Drawn:
+        pool = self._pool(seed, told)
+        value = measure([self.target], pool.smiles)[self.target]
+        order = sorted(
+            range(len(value)), key=lambda i: -value[i] if value[i] == value[i] else math.inf
         )
-    return table
+        return Drawn([pool.smiles[i] for i in order[: self.n]], pool.seconds)
+
+
+def _beside(designer: Designer, what: str) -> bool:
+    """Whether the file NAME_what stands beside the model's."""
+    return designer.path.with_name(f"{designer.path.stem}_{what}.safetensors").is_file()
 
 
 def _blind(
@@ -163,6 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cbg", type=int, default=0, help="molecules of exact D-CBG (0: leave out)"
     )
+    parser.add_argument("--gammas", type=float, nargs="+", default=[2.0, 3.0, 5.0], help="of D-CFG")
+    parser.add_argument("--schedule", default="uniform", help="time grid of the sampler")
+    parser.add_argument(
+        "--rows", nargs="+", default=[""], help="only rows whose names begin so (all)"
+    )
+    parser.add_argument("--bf16", action="store_true", help="networks multiply in bfloat16")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(argv)
@@ -174,15 +226,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     print(f"Model {args.model} (sha256 {designer.sha256[:12]}), target {args.target}: "
           f"{wanted.describe()[-1]}; {args.n} molecules a row and seed, seeds "
-          f"{' '.join(map(str, args.seeds))}, commit {commit.stdout.strip()}\n")  # fmt: skip
+          f"{' '.join(map(str, args.seeds))}, {args.schedule} grid, "
+          f"{'bfloat16, ' * args.bf16}commit {commit.stdout.strip()}\n")  # fmt: skip
     print("| steps | row | calls | valid, % | unique, % | novel, % | novel by raw string, % "
           f"| mean {args.target} of novel | heavy atoms | CPU s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
     for steps in args.steps:
-        for row in rows(designer, args.target, args.n, steps, args.cbg):
-            began = time.process_time()
-            found = [figures(row.draw(seed), args.target, known, raw) for seed in args.seeds]
-            spent = time.process_time() - began
+        ways = Rows(designer, args.target, args.n, steps, args.schedule)
+        for row in ways.table(args.gammas, args.cbg):
+            if not row.name.startswith(tuple(args.rows)):
+                continue
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                drawn = [row.draw(seed) for seed in args.seeds]
+            found = [figures(each.smiles, args.target, known, raw) for each in drawn]
+            spent = sum(each.seconds for each in drawn)
             share = [
                 spread([100 * f[key] for f in found], 1)
                 for key in ("valid", "unique", "novel", "novel raw")
