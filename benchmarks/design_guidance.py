@@ -4,7 +4,8 @@ Every row draws the same number of molecules with the same seeds, and says what 
 the generator for one molecule (calls of the predictor beside it). Controls: a wrong label (what
 the model does when told the opposite), a predictor with random weights, and the best of 2 draws by
 the exact property, at as many calls as guidance takes. From left to right, guidance by a
-predictor is FUDGE: exact, at the one site that is written. The ceiling of gamma = 1 is the mean of
+predictor is FUDGE: exact, at the one site that is written. NOS moves the hidden states by a value
+head that `experiment=design/value` trains. The ceiling of gamma = 1 is the mean of
 the training molecules of the wanted class.
 
     python benchmarks/design_guidance.py --model qm9 --target qed --n 512 --seeds 0 1 2
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,12 +53,13 @@ class Row:
 
     Attributes:
         name: in the table.
-        calls: of the generator for one molecule that is kept.
+        calls: of the generator for one molecule that is kept; under NOS also of its last linear map
+            and the value head, about a hundredth each.
         draw: seed -> molecules.
     """
 
     name: str
-    calls: int
+    calls: int | str
     draw: Callable[[int], Drawn]
 
 
@@ -85,7 +87,7 @@ class Rows:
         self.calls = len(designer.times(steps, schedule)) - 1
         self._pools: dict[tuple[int, bool], Drawn] = {}
 
-    def table(self, gammas: Sequence[float], cbg: int) -> list[Row]:
+    def table(self, gammas: Sequence[float], cbg: int, nos: Sequence[str]) -> list[Row]:
         """All rows; `cbg` molecules only of the exact predictor guidance."""
         worst = self.designer.properties[self.target][0]
         calls, n = self.calls, self.n
@@ -109,6 +111,8 @@ class Rows:
             table.append(Row(f"D-CFG, gamma {gamma:g}", 2 * calls, partial(self._draw, n=n, **how)))
         if _beside(self.designer, "predictor"):
             table += self._predictors(cbg)
+        if _beside(self.designer, "value"):
+            table += self._hidden(nos)
         return table
 
     def _predictors(self, cbg: int) -> list[Row]:
@@ -130,6 +134,20 @@ class Rows:
             Row(title, self.calls, partial(self._draw, n=count, constraints=[guide]))
             for title, guide, count in guides
         ]
+
+    def _hidden(self, settings: Sequence[str]) -> list[Row]:
+        """NOS by settings COUNT:SIZE:STABILITY, the last also by a head with random weights."""
+        blind = copy(self.designer)
+        blind.value = _scrambled(self.designer.value)
+        asked = [("NOS", self.designer, text) for text in settings]
+        table = []
+        for name, designer, text in [*asked, ("NOS, random head", blind, settings[-1])]:
+            count, size, stability = text.split(":")
+            network = designer.steered(self.told, float(size), int(count), float(stability))
+            title = f"{name}, {count} x {size}, stability {stability}"
+            calls = f"{self.calls} + {int(count) * self.calls} heads"
+            table.append(Row(title, calls, partial(self._draw, n=self.n, network=network)))
+        return table
 
     def _draw(self, seed: int, n: int, **how: Any) -> Drawn:
         began = time.process_time()
@@ -165,13 +183,19 @@ def _blind(
     designer: Designer, label: torch.Tensor
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """log p of a predictor that was never trained."""
-    blind = deepcopy(designer.predictor)
+    blind = _scrambled(designer.predictor)
+    wanted = [(i, int(y)) for i, y in enumerate(label) if y < designer.labelled[i].classes]
+    return lambda x, t: sum((blind(x, t)[i][:, y] for i, y in wanted), torch.zeros(len(x)))
+
+
+def _scrambled(module: torch.nn.Module) -> Any:
+    """A copy that was never trained: random weights of the same size."""
+    blind = deepcopy(module)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in blind.parameters():
             p.copy_(p.std(correction=0) * torch.randn(p.shape, generator=generator))
-    wanted = [(i, int(y)) for i, y in enumerate(label) if y < designer.labelled[i].classes]
-    return lambda x, t: sum((blind(x, t)[i][:, y] for i, y in wanted), torch.zeros(len(x)))
+    return blind
 
 
 def figures(smiles: Sequence[str], target: str, known: set[str], raw: set[str]) -> dict[str, float]:
@@ -210,6 +234,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cbg", type=int, default=0, help="molecules of exact D-CBG (0: leave out)"
     )
     parser.add_argument("--gammas", type=float, nargs="+", default=[2.0, 3.0, 5.0], help="of D-CFG")
+    parser.add_argument(
+        "--nos",
+        nargs="+",
+        metavar="COUNT:SIZE:STABILITY",
+        default=["1:0.1:0.01", "10:0.1:0.01"],
+        help="gradient steps on hidden states, where NAME_value stands beside the model",
+    )
     parser.add_argument("--schedule", default="uniform", help="time grid of the sampler")
     parser.add_argument(
         "--rows", nargs="+", default=[""], help="only rows whose names begin so (all)"
@@ -233,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|---|---|---|")
     for steps in args.steps:
         ways = Rows(designer, args.target, args.n, steps, args.schedule)
-        for row in ways.table(args.gammas, args.cbg):
+        for row in ways.table(args.gammas, args.cbg, args.nos):
             if not row.name.startswith(tuple(args.rows)):
                 continue
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):

@@ -32,6 +32,7 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
         "design": "bio_diffusion.design.experiment:Design",
         "design/oracle": "bio_diffusion.design.oracle:OracleFit",
         "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",
+        "design/value": "bio_diffusion.design.experiment:DesignValue",
         "image": "bio_diffusion.image.experiment:Images",
         "image/classifier": "bio_diffusion.image.experiment:ClassifierFit",
         "image/prior": "bio_diffusion.image.experiment:CodePriorFit",

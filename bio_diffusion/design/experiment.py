@@ -6,6 +6,7 @@ Shapes: B batch, L sites, P properties.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from bio_diffusion.design.dataset import open_sets
-from bio_diffusion.design.model import Generator, Predictor, process_named
+from bio_diffusion.design.model import Generator, Predictor, Value, process_named
+from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.design.tokenizer import PAD, tokenizer_for
 from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.process import Noised, Source
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
 
-__all__ = ["Design", "DesignPredictor"]
+__all__ = ["Design", "DesignPredictor", "DesignValue"]
 
 
 class _Sequences:
@@ -170,7 +172,48 @@ class _Labelled(nn.Module):
         return {"loss": prediction.detach()}
 
 
-class DesignPredictor(_Sequences):
+class _Predicting(_Sequences, ABC):
+    """What predicts the labels of noised sequences: its error and its figures."""
+
+    condition = None
+    process: _Labelled
+
+    @abstractmethod
+    def log_p(self, x_t: Tensor, t: Tensor) -> Sequence[Tensor]:
+        """log p(y | x_t) of every property, each (B, K)."""
+
+    def denoiser(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """-log p(y | x_t), summed over the properties that are known; (B,)."""
+        with self._fast():
+            return sum(self._errors(self.log_p(x_t, t), labels))  # type: ignore[return-value]
+
+    def _errors(self, log_p: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        errors = []
+        for column, each in enumerate(log_p):
+            y = labels[:, column]
+            known = y < each.shape[-1]
+            picked = each.gather(-1, torch.where(known, y, 0)[:, None])[:, 0]
+            errors.append(-picked * known)
+        return errors
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out cross-entropy of each property, all and by third of noise."""
+        sums: dict[str, list[Tensor]] = {}
+        for number, x_0, labels in self._held_out():
+            t = stratified_times(len(x_0), keyed_generator(number)).to(self.device)
+            noised = self.process.perturb(x_0, t, keyed_generator(number, 1))
+            with self._fast():
+                log_p = self.log_p(noised.x_t, t)
+            for p, error in zip(self.properties, self._errors(log_p, labels), strict=True):
+                known = labels[:, self.properties.index(p)] < p.classes
+                sums.setdefault(p.name, []).append(error[known])
+                for third in range(3):
+                    at = known & ((3 * t).long().clamp(max=2) == third)
+                    sums.setdefault(f"{p.name}_t{third}", []).append(error[at])
+        return {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+
+
+class DesignPredictor(_Predicting):
     """The experiment of a predictor p(y | x_t) for guidance; arguments of `_Sequences`, and
 
     Args:
@@ -179,7 +222,6 @@ class DesignPredictor(_Sequences):
     """
 
     kind = "predictor"
-    condition = None
 
     def __init__(
         self,
@@ -204,32 +246,59 @@ class DesignPredictor(_Sequences):
         self.module: nn.Module = nn.ModuleDict({"model": self.model, "cuts": self.cuts})
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.01)
 
-    def denoiser(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """-log p(y | x_t), summed over the properties that are known; (B,)."""
-        with self._fast():
-            return sum(self._errors(self.model(x_t, t), labels))  # type: ignore[return-value]
+    def log_p(self, x_t: Tensor, t: Tensor) -> Sequence[Tensor]:
+        return self.model(x_t, t)
 
-    def _errors(self, log_p: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-        errors = []
-        for column, each in enumerate(log_p):
-            y = labels[:, column]
-            known = y < each.shape[-1]
-            picked = each.gather(-1, torch.where(known, y, 0)[:, None])[:, 0]
-            errors.append(-picked * known)
-        return errors
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out cross-entropy of each property, all and by third of noise."""
-        sums: dict[str, list[Tensor]] = {}
-        for number, x_0, labels in self._held_out():
-            t = stratified_times(len(x_0), keyed_generator(number)).to(self.device)
-            noised = self.process.perturb(x_0, t, keyed_generator(number, 1))
-            with self._fast():
-                log_p = self.model(noised.x_t, t)
-            for p, error in zip(self.properties, self._errors(log_p, labels), strict=True):
-                known = labels[:, self.properties.index(p)] < p.classes
-                sums.setdefault(p.name, []).append(error[known])
-                for third in range(3):
-                    at = known & ((3 * t).long().clamp(max=2) == third)
-                    sums.setdefault(f"{p.name}_t{third}", []).append(error[at])
-        return {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+class DesignValue(_Predicting):
+    """The experiment of a value head over the frozen features of a generator, for NOS.
+
+    Noise, letters and classes are the generator's own.
+
+    Args:
+        device: where to train.
+        generator: a model file, or the name of one that ships; told nothing.
+        data: another table than the generator's, with the same columns; its own when empty.
+        batch: B.
+        lr: learning rate of AdamW.
+        bf16: multiply in bfloat16; losses stay in float32.
+        seed: order of the data.
+
+    Raises:
+        CheckpointError: the generator cannot be used.
+        ValueError: it writes from left to right, one site at a time.
+    """
+
+    kind = "value"
+
+    def __init__(
+        self,
+        device: torch.device,
+        generator: str,
+        data: str = "",
+        batch: int = 256,
+        lr: float = 1e-3,
+        bf16: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.designer = Designer.load(generator, str(device))
+        s = self.designer.settings
+        if s["process"] == "autoregressive":
+            raise ValueError(
+                f"{generator}: writes from left to right, where hidden states of all sites cannot "
+                "be moved at once; train experiment=design/predictor for it"
+            )
+        super().__init__(
+            device, data or s["data"], s["column"], s["letters"], s["length"], s["process"],
+            s["properties"] or {}, batch, bf16, seed,
+        )  # fmt: skip
+        self.process = _Labelled(self.designer.process)
+        self.model = Value(self.designer.model.head.in_features, self.classes).to(device)
+        self.module: nn.Module = nn.ModuleDict({"model": self.model})
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.01)
+
+    def log_p(self, x_t: Tensor, t: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            untold = self.designer.labels({}).to(t.device).expand(len(x_t), -1)
+            features = self.designer.model.body(x_t, t, untold)
+        return self.model(features)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bio_diffusion.design.backbone import Past, Sequences
 from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Tokens, Uniform
 
-__all__ = ["Continued", "Generator", "Predictor", "PROCESSES"]
+__all__ = ["Continued", "Generator", "Predictor", "PROCESSES", "Value"]
 
 PROCESSES: dict[str, type[Tokens]] = {
     "uniform": Uniform,
@@ -69,7 +69,11 @@ class Generator(nn.Module):
         past: Sequence[Past] | None = None,
     ) -> Tensor:
         """log p of the sites after those in `past`, (B, sites, V)."""
-        return self.head(self.body(x_t, t, cond, past)).float().log_softmax(-1)
+        return self.read(self.body(x_t, t, cond, past))
+
+    def read(self, h: Tensor) -> Tensor:
+        """log p(x_0) of the last features (B, L, width)."""
+        return self.head(h).float().log_softmax(-1)
 
     def filled(self, log_p: Tensor, x_t: Tensor) -> Tensor:
         """(B, L, V): sites after the next one to write get even laws, which nobody asks for."""
@@ -147,3 +151,24 @@ class Predictor(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> list[Tensor]:
         pooled = self.body(x_t, t).float().mean(1)
         return [head(pooled).log_softmax(-1) for head in self.heads]
+
+
+class Value(nn.Module):
+    """log p(y | h) of every property, each (B, K), from the last features h of a generator.
+
+    Small, so that its gradients cost little beside a call of the generator; a site's features are
+    mixed before they are averaged, so that gradients differ from site to site.
+
+    Args:
+        width: of the features.
+        classes: K of each property.
+    """
+
+    def __init__(self, width: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(approximate="tanh"))
+        self.heads = nn.ModuleList(nn.Linear(width, k) for k in classes)
+
+    def forward(self, h: Tensor) -> list[Tensor]:
+        pooled = self.mix(h).float().mean(1)
+        return [head(pooled).float().log_softmax(-1) for head in self.heads]

@@ -11,7 +11,6 @@ Shapes: B batch (`CHUNK`), L sites, V letters, P properties.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,19 +22,22 @@ from torch import Tensor, nn
 
 from bio_diffusion import checkpoint
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError
-from bio_diffusion.design.dataset import Property, SequenceSet, find_data, read_rows
-from bio_diffusion.design.model import Continued, Generator, Predictor
+from bio_diffusion.design.dataset import SequenceSet, find_data, read_rows
+from bio_diffusion.design.grid import grid
+from bio_diffusion.design.model import Continued, Generator, Predictor, Value
 from bio_diffusion.design.oracle import oracles
 from bio_diffusion.design.tokenizer import DnaTokenizer, tokenizer_for
+from bio_diffusion.design.trained import restored, same_classes
 from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
 from bio_diffusion.diffusion.guidance import (
     ClassifierFree,
     ExactClassifier,
     FirstOrderClassifier,
 )
+from bio_diffusion.diffusion.hidden import HiddenStates
 from bio_diffusion.diffusion.process import Denoiser, Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Step, sample
-from bio_diffusion.diffusion.schedule import sine, uniform
+from bio_diffusion.diffusion.schedule import uniform
 from bio_diffusion.diffusion.training import keyed_generator
 from bio_diffusion.grids import kept
 
@@ -70,7 +72,7 @@ class Designer:
         self.tokenizer = tokenizer_for(settings["letters"], settings["length"])
         self.length: int = settings["length"]
         self.domain = "dna" if isinstance(self.tokenizer, DnaTokenizer) else "smiles"
-        self.labelled, self.model = _restored(loaded, Generator)
+        self.labelled, self.model = restored(loaded, Generator)
         self.model.to(device)
         self.process = self.model.process
         self.curve = kept(loaded)
@@ -157,6 +159,7 @@ class Designer:
         seed: int = 0,
         constraints: Sequence[Guidance] = (),
         step: Step | None = None,
+        network: Denoiser | None = None,
         first: int = 0,
     ) -> Iterator[list[str]]:
         """Draws sequences and yields them as they are made, at most `CHUNK` at once.
@@ -168,14 +171,15 @@ class Designer:
                 classifier, "cbg" steers the unconditioned model by a predictor p(y | x_t).
             gamma: strength; 1 is the conditioned model itself.
             steps: of the sampler; a left-to-right model takes its length instead.
-            schedule: of the steps, "uniform", "sine" or the "adaptive" one fitted to the model.
+            schedule: of the steps, see `times`.
             seed: of all randomness.
             constraints: maps of transitions, applied after guidance.
             step: how to take a step; `sampling.Reverse()` unless told otherwise.
+            network: what to sample with, such as `steered`; the model unless told otherwise.
             first: number of the first sequence; 0..first-1 are passed over.
 
         Raises:
-            ValueError: for an unknown target or guidance.
+            ValueError: for an unknown target, guidance or schedule.
         """
         label = self.labels(targets or {})
         steering, told = self._steering(guidance, gamma, label)
@@ -187,7 +191,7 @@ class Designer:
             with evaluating(self.model):
                 x = sample(
                     self.process,
-                    self.network(),
+                    network or self.network(),
                     self.process.prior(like, rows),
                     times,
                     cond,
@@ -204,25 +208,19 @@ class Designer:
         return Continued(self.model) if left_to_right else self.model
 
     def times(self, steps: int, schedule: str = "uniform") -> Tensor:
-        """The grid of the sampler, (steps + 1,) from 1 to 0; a site a step from left to right.
+        """(steps + 1,) times from 1 to 0, see `grid.grid`; a site a step from left to right.
 
         Raises:
-            ValueError: the schedule does not exist, or the model has no fitted one.
+            ValueError: there is no such schedule, or it does not suit the model.
         """
         if isinstance(self.process, Autoregressive):
+            if schedule != "uniform":
+                raise ValueError(
+                    f"the model {self.name} writes one site a step, from left to right: it has no "
+                    f"time grid to choose, so leave out the schedule {schedule}"
+                )
             return uniform(self.length)
-        if schedule in ("uniform", "sine"):
-            return uniform(steps) if schedule == "uniform" else sine(steps)
-        if schedule != "adaptive":
-            raise ValueError(
-                f"no schedule is called {schedule!r}; there are uniform, sine, adaptive"
-            )
-        if self.curve is None:
-            raise ValueError(
-                f"the model {self.name} has no fitted time grid; take uniform, or fit one: "
-                "python -m bio_diffusion.schedule fit --model FILE"
-            )
-        return self.curve.knots(steps)
+        return grid(schedule, steps, self.path, self.curve)
 
     def _steering(
         self, guidance: str, gamma: float, label: Tensor
@@ -247,20 +245,62 @@ class Designer:
         Raises:
             CheckpointError: there is none, or it belongs to other letters or properties.
         """
-        path = self.path.with_name(f"{self.path.stem}_predictor.safetensors")
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: no such file; guidance cbg needs a predictor of the model {self.name}, "
-                "guidance cfg does not"
-            )
-        loaded = checkpoint.load(path, "predictor")
-        properties, model = _restored(loaded, Predictor)
+        missing = f"guidance cbg needs a predictor of the model {self.name}, guidance cfg does not"
+        loaded = self._beside("predictor", missing)
+        properties, model = restored(loaded, Predictor)
         same = ("letters", "length", "process")
-        if not _same_classes(properties, self.labelled) or any(
+        if not same_classes(properties, self.labelled) or any(
             loaded.config["experiment"][key] != self.settings[key] for key in same
         ):
-            raise CheckpointError(f"{path}: was not trained for the model {self.name}")
+            raise CheckpointError(
+                f"{self.path.stem}_predictor: was not trained for the model {self.name}"
+            )
         return model.to(self.device)
+
+    @cached_property
+    def value(self) -> Value:
+        """log p(y | features) of the model's own properties: the file NAME_value beside it.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another model.
+        """
+        missing = f"train one: train experiment=design/value experiment.generator={self.name}"
+        loaded = self._beside("value", missing)
+        if Path(loaded.config["experiment"]["generator"]).stem != self.name:
+            raise CheckpointError(f"{self.name}_value: was not trained for the model {self.name}")
+        value = Value(self.model.head.in_features, self.model.classes)
+        loaded.into(nn.ModuleDict({"model": value}))
+        return value.eval().to(self.device)
+
+    def _beside(self, what: str, missing: str) -> Checkpoint:
+        path = self.path.with_name(f"{self.path.stem}_{what}.safetensors")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; {missing}")
+        return checkpoint.load(path, what)
+
+    def steered(
+        self,
+        targets: Mapping[str, int | str],
+        size: float = 0.1,
+        count: int = 10,
+        stability: float = 0.01,
+    ) -> HiddenStates:
+        """The network told nothing, its hidden states moved towards targets: NOS, for `design`.
+
+        Raises:
+            ValueError: for an unknown target.
+            CheckpointError: as `value`.
+        """
+        value, label = self.value, self.labels(targets)
+        wanted = [(i, int(y)) for i, y in enumerate(label) if y < self.labelled[i].classes]
+
+        def log_p(h: Tensor) -> Tensor:
+            found = value(h)
+            return sum((found[i][:, y] for i, y in wanted), torch.zeros(len(h), device=h.device))
+
+        return HiddenStates(
+            self.process, self.model.body, self.model.read, log_p, size, count, stability
+        )
 
     def log_p(self, label: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """x_t, t -> log p(y | x_t), (B,), of the classes that are told in `label` (P,)."""
@@ -272,38 +312,6 @@ class Designer:
             return sum((log_p[i][:, y] for i, y in wanted), torch.zeros(len(x_t), device=t.device))
 
         return evidence
-
-
-def _same_classes(some: Sequence[Property], others: Sequence[Property]) -> bool:
-    """Whether two models were taught the same; edges may have been kept in half precision."""
-    return [(p.name, p.names, len(p.edges)) for p in some] == [
-        (p.name, p.names, len(p.edges)) for p in others
-    ] and all(
-        math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
-        for p, q in zip(some, others, strict=True)
-        for a, b in zip(p.edges, q.edges, strict=True)
-    )
-
-
-def _restored(loaded: Checkpoint, kind: type[nn.Module]) -> tuple[list[Property], Any]:
-    """The properties and the network of a checkpoint, in evaluation mode."""
-    settings = loaded.config["experiment"]
-    specs = settings["properties"] or {}
-    words = [all(isinstance(item, str) for item in spec) for spec in specs.values()]
-    cuts = nn.ParameterList(
-        nn.Parameter(torch.zeros(0 if w else len(spec), dtype=torch.float64), requires_grad=False)
-        for w, spec in zip(words, specs.values(), strict=True)
-    )
-    classes = [len(s) if w else len(s) + 1 for w, s in zip(words, specs.values(), strict=True)]
-    letters = len(tokenizer_for(settings["letters"], settings["length"]).letters)
-    arguments = (letters, classes, settings["backbone"])
-    model = kind(settings["process"], *arguments) if kind is Generator else kind(*arguments)
-    loaded.into(nn.ModuleDict({"model": model, "cuts": cuts}))
-    properties = [
-        Property(name, names=tuple(spec)) if w else Property(name, edges=tuple(cut.tolist()))
-        for (name, spec), w, cut in zip(specs.items(), words, cuts, strict=True)
-    ]
-    return properties, model.eval()
 
 
 def schedule_probe(path: Path, probes: int) -> tuple[Tokens, Generator, Any]:

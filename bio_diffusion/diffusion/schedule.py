@@ -45,8 +45,9 @@ __all__ = [
     "fit_curve",
     "karras",
     "mean_cost",
-    "probe_grid",
     "log_snr",
+    "probe_grid",
+    "quarter",
     "sine",
     "times_at",
     "uniform",
@@ -64,7 +65,19 @@ def uniform(n: int) -> Tensor:
 def sine(n: int) -> Tensor:
     """N + 1 times with 1 - t on a sine: short steps at low noise, as tokens under uniform noise
     need them, where an early mistake is repaired and a late one is not."""
-    return 1 - torch.sin(torch.pi / 2 * torch.linspace(0, 1, n + 1))
+    times = 1 - torch.sin(torch.pi / 2 * torch.linspace(0, 1, n + 1, dtype=torch.float64))
+    return times.to(torch.get_default_dtype())
+
+
+def quarter(n: int) -> Tensor:
+    """N + 1 times with t on a quarter of a cosine: short steps at high noise, so that few masked
+    sites are written at once while little is known of the others.
+
+    Source: Chang et al. 2022 (MaskGIT).
+    """
+    times = torch.cos(torch.pi / 2 * torch.linspace(0, 1, n + 1))
+    times[-1] = 0.0
+    return times
 
 
 def log_snr(process: Brownian, n: int, t_min: float | None = None) -> Tensor:

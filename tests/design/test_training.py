@@ -2,12 +2,13 @@
 
 import csv
 import gzip
+import json
 import random
 
 import pytest
 import torch
 
-from bio_diffusion import train
+from bio_diffusion import schedule, train
 from bio_diffusion.checkpoint import CheckpointError, load
 from bio_diffusion.config import ConfigError, build
 from bio_diffusion.design import pipeline
@@ -129,6 +130,57 @@ def test_a_predictor_of_another_model_is_refused(model, table, tmp_path):
     )
     with pytest.raises(CheckpointError, match="not trained for the model"):
         _ = Designer.load(str(other)).predictor
+
+
+def test_a_fitted_grid_is_drawn_from_wherever_it_is_kept(model, tmp_path):
+    designer, fitted, saved = Designer.load(str(model)), tmp_path / "model.safetensors", "grid.json"
+    if designer.settings["process"] == "autoregressive":
+        with pytest.raises(ValueError, match="one site a step, from left to right"):
+            designer.times(4, "sine")
+        return
+    words = ["--model", str(model), "--out", str(fitted), "--save", str(tmp_path / saved)]
+    assert schedule.main(["fit", *words, "--intervals", "8", "--probes", "64"]) == 0
+    times = Designer.load(str(fitted)).times(4, "adaptive")
+    assert torch.equal(designer.times(4, str(tmp_path / saved)), times)
+    assert designer.times(4, "sine")[1] < 0.75 < designer.times(4, "cosine")[1]
+    drawn = next(designer.design(8, steps=4, schedule=str(tmp_path / saved)))
+    assert drawn == next(Designer.load(str(fitted)).design(8, steps=4, schedule="adaptive"))
+    assert drawn != next(designer.design(8, steps=4))
+    with pytest.raises(ValueError, match="no fitted time grid"):
+        designer.times(4, "adaptive")
+    other = json.loads((tmp_path / saved).read_text()) | {"model": "0" * 64}
+    (tmp_path / saved).write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="was fitted to another model"):
+        designer.times(4, str(tmp_path / saved))
+
+
+def test_hidden_states_are_moved_towards_a_class(model, tmp_path):
+    designer = Designer.load(str(model))
+    spec = {"name": "design/value", "generator": str(model), "batch": 64, "bf16": False, "lr": 1e-2}
+    if designer.settings["process"] == "autoregressive":
+        with pytest.raises(ValueError, match="writes from left to right"):
+            build("experiment", spec, device=torch.device("cpu"))
+        return
+    with pytest.raises(CheckpointError, match="no such file; train one"):
+        _ = designer.value
+    made = run(tmp_path / "value", spec)
+    assert load(made, "value").info["evaluation"]["kind_t0"] < 0.4
+    made.rename(model.with_name("model_value.safetensors"))
+    try:
+        plain, gentle, strong = (
+            gc(drawn(designer, network=designer.steered({"kind": "rich"}, size=size)))
+            for size in (0.0, 0.1, 0.3)
+        )
+        assert plain + 0.03 < gentle < strong
+        twin = tmp_path / "twin.safetensors"
+        twin.write_bytes(model.read_bytes())
+        twin.with_name("twin_value.safetensors").write_bytes(
+            model.with_name("model_value.safetensors").read_bytes()
+        )
+        with pytest.raises(CheckpointError, match="not trained for the model twin"):
+            _ = Designer.load(str(twin)).value
+    finally:
+        model.with_name("model_value.safetensors").unlink()
 
 
 def test_models_are_found_by_name_or_named(tmp_path, monkeypatch):
