@@ -133,6 +133,7 @@ class _Run:
             log.warning("%s", warning)
         key = {**self.settings, "checkpoint": self.designer.sha256}
         key |= {"version": bio_diffusion.__version__, "device": str(self.designer.device)}
+        key["times"] = self.plan.times  # the file of a schedule may have changed
         options, status = self.options, "complete"
         self.folder = ResultFolder.open(
             self.path, key, len(self.plan.starts), options.resume, options.overwrite
@@ -182,6 +183,7 @@ class _Run:
             guidance=settings["guidance"],
             gamma=settings["gamma"],
             steps=settings["steps"],
+            schedule=settings["schedule"],
             seed=settings["seed"],
             constraints=start.guides,
             first=drawn,

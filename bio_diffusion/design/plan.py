@@ -26,7 +26,7 @@ __all__ = ["DEFAULTS", "Plan", "Start", "settings_of"]
 
 _SHARED: dict[str, Any] = {
     "n": 100, "objective": [], "target": [], "unique": False, "guidance": "none", "gamma": 2.0,
-    "steps": 32, "seed": 0, "max_draws": 20,
+    "steps": 32, "schedule": "uniform", "seed": 0, "max_draws": 20,
 }  # fmt: skip
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,8 @@ class Model(Protocol):
 
     @property
     def properties(self) -> Mapping[str, Sequence[str]]: ...
+
+    def times(self, steps: int, schedule: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
         objectives: What every design must satisfy.
         targets: Property of the model -> class.
         starts: What to complete, one at least.
+        times: The grid of the sampler, from 1 to 0.
         scaffold: That every molecule keeps.
         warnings: What the user should know, a line each.
 
@@ -144,6 +147,8 @@ class Plan:
             raise ValueError(f"no guidance is called {settings['guidance']!r}: none, cfg or cbg")
         if not math.isfinite(settings["gamma"]) or settings["gamma"] < 0:
             raise ValueError(f"gamma is {settings['gamma']:g}; it must be 0 or more")
+        times = model.times(settings["steps"], settings["schedule"])
+        self.times: list[float] = times.tolist()
 
     def _objective(self, text: str) -> Objective:
         return Objective.parse(str(text), known_names(self.domain, self.oracles))

@@ -8,6 +8,8 @@ import torch
 
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.design.dataset import Property, find_data
+from bio_diffusion.design.grid import grid
+from bio_diffusion.design.pipeline import WEIGHTS
 from bio_diffusion.design.tokenizer import DnaTokenizer, SmilesTokenizer
 from bio_diffusion.diffusion.categorical import Uniform
 from bio_diffusion.diffusion.sampling import sample
@@ -57,6 +59,10 @@ class FakeDesigner:
         return {p.name: p.describe() for p in self.labelled}
 
     predictor = None
+    path, curve = WEIGHTS / "yeast.safetensors", None
+
+    def times(self, steps, schedule):
+        return grid(schedule, steps, self.path, self.curve)
 
     def design(self, n, *, first=0, seed=0, steps=32, constraints=(), **settings):
         type(self).calls.append({"n": n, "first": first, "constraints": constraints, **settings})

@@ -113,6 +113,25 @@ def test_molecules_are_what_was_asked_for(tmp_path, fake):
     assert not list(out.glob(".*.part")) and not (out / "designs.fasta").exists()
 
 
+def test_a_time_grid_is_chosen(tmp_path, fake, capsys):
+    grid, out = tmp_path / "grid.json", tmp_path / "file"
+    grid.write_text('{"knots": [1, 0.4, 0.1, 0]}')
+    assert design(tmp_path / "named", "smiles", "--n", 3, "--schedule", "sine") == 0
+    assert fake.calls[0]["schedule"] == "sine"
+    assert summary(tmp_path / "named")["settings"]["schedule"] == "sine"
+    words = ["smiles", "--n", 3, "--steps", 3, "--schedule", grid]
+    assert design(out, *words) == 0
+    grid.write_text('{"knots": [1, 0.5, 0.1, 0]}')
+    assert design(out, *words, "--resume") == 2 and "another times" in capsys.readouterr().err
+    grid.write_text('{"knots": [1, 0.5, 0.6, 0]}')
+    assert design(tmp_path / "bad", *words) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "grid.json" in told[0] and "must fall strictly" in told[0]
+    grid.write_bytes(b"\xff\x00")
+    assert design(tmp_path / "bad", *words) == 2
+    assert "is no grid" in capsys.readouterr().err and not (tmp_path / "bad").exists()
+
+
 def test_a_scaffold_is_kept(tmp_path, fake):
     out = tmp_path / "out"
     assert design(out, "smiles", "--n", 5, "--scaffold", "C#N", "--max-draws", 100) == 0
@@ -242,6 +261,10 @@ BAD = [
     (["smiles", "--seed", "-1"], "seed is -1"),
     (["smiles", "--gamma", "nan"], "gamma is nan"),
     (["smiles", "--steps", "0"], "steps is 0"),
+    (["smiles", "--schedule", "sin"], "did you mean sine"),
+    (["smiles", "--schedule", "nowhere/grid.json"], "there are uniform, sine, cosine, adaptive"),
+    (["dna", "--schedule", "adaptive"], "no fitted time grid"),
+    (["dna", "--schedule", "cosine", "--steps", "100000"], "100000 steps are too many"),
     (["smiles", "--log-file", "/nowhere/log"], "cannot be written"),
 ]
 
