@@ -34,8 +34,8 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
         "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",
         "design/value": "bio_diffusion.design.experiment:DesignValue",
         "image": "bio_diffusion.image.experiment:Images",
-        "image/classifier": "bio_diffusion.image.experiment:ClassifierFit",
-        "image/prior": "bio_diffusion.image.experiment:CodePriorFit",
+        "image/classifier": "bio_diffusion.image.fits:ClassifierFit",
+        "image/prior": "bio_diffusion.image.fits:CodePriorFit",
         "toy/mixture": "bio_diffusion.toy:Mixture",
     },
 }

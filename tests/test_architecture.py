@@ -33,7 +33,7 @@ HOMES = {
 TRAINING = re.compile(
     r"bio_diffusion(\.(checkpoint|config|train|toy|diffusion.*"
     r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment|pool|confidence.*)"
-    r"|image\.(unet|latents|model|dataset|metrics|experiment)))?"
+    r"|image\.(unet|latents|model|dataset|metrics|batches|experiment|fits)))?"
 )
 ABSENT_IN_TRAINING = {"rdkit", "gemmi", "Bio", "hydra", "omegaconf", "yaml", "pandas", "accelerate"}
 

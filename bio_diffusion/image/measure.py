@@ -81,8 +81,8 @@ class Measurement:
             self.reference = load_moments(reference)
         if not self.inception_sha256.startswith(PUBLISHED):
             self.notes.append(
-                f"{weights} is not Inception's published file byte for byte (sha256 {PUBLISHED}...): "
-                "only if its tensors are the same does the FID compare with others"
+                f"{weights} is not Inception's published file (sha256 {PUBLISHED}...) byte for "
+                "byte: only if its tensors are the same does the FID compare with others"
             )
         if self.settings["n"] < USUAL_FID:
             self.notes.append(

@@ -30,10 +30,11 @@ __all__ = ["ARGUMENTS", "PROCESSES", "ImageModel", "restored", "truncated_logist
 
 TOKENS: dict[str, type[Tokens]] = {"uniform": Uniform, "absorbing": Absorbing}
 PROCESSES = ("gaussian", *TOKENS)
-ARGUMENTS = ("shape", "process", "levels", "network", "latents")
+ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data")
 """Of `ImageModel`, by which settings hold them in every experiment that trains one."""
-# Of pixels in [-1, 1]: the root mean square of MNIST is 0.96, so that inputs have unit size
 SIGMA_DATA = 1.0
+"""Of pixels in [-1, 1], unless told: with MNIST's, whose root mean square is 0.96, inputs have unit
+size."""
 
 
 class ImageModel(nn.Module):
@@ -46,6 +47,7 @@ class ImageModel(nn.Module):
         network: arguments of `UNet`.
         latents: arguments of `PictureEncoder`, and `hierarchical`; none without.
         prior: arguments of `CausalPrior`; None until one has been fitted.
+        sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
 
     Attributes:
         denoiser: x_t, t, cond -> prediction, as the process wants it.
@@ -59,6 +61,7 @@ class ImageModel(nn.Module):
         network: Mapping[str, Any] | None = None,
         latents: Mapping[str, Any] | None = None,
         prior: Mapping[str, Any] | None = None,
+        sigma_data: float = SIGMA_DATA,
     ) -> None:
         super().__init__()
         if process not in PROCESSES:
@@ -77,7 +80,7 @@ class ImageModel(nn.Module):
         self.process: GaussianDiffusion | Tokens
         self.denoiser: nn.Module
         if process == "gaussian":
-            self.process = GaussianDiffusion(EDM(), sigma_data=SIGMA_DATA)
+            self.process = GaussianDiffusion(EDM(), sigma_data=sigma_data)
             self.denoiser = Preconditioned(UNet(C, C, **size), self.process)
         else:
             self.process = TOKENS[process](levels)

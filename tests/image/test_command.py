@@ -10,7 +10,7 @@ from PIL import Image
 
 from bio_diffusion import checkpoint
 from bio_diffusion.image.__main__ import main
-from bio_diffusion.image.experiment import CodePriorFit
+from bio_diffusion.image.fits import CodePriorFit
 from bio_diffusion.image.inception import FEATURES, Inception
 from bio_diffusion.image.model import ImageModel
 from bio_diffusion.image.pipeline import ImageSampler, load_classifier

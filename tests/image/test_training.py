@@ -8,7 +8,8 @@ import torch
 
 from bio_diffusion.config import build, choices, compose
 from bio_diffusion.diffusion.training import fit
-from bio_diffusion.image.experiment import ClassifierFit, Images
+from bio_diffusion.image.experiment import Images
+from bio_diffusion.image.fits import ClassifierFit
 from bio_diffusion.train import main
 from tests.image.test_model import LATENTS, SMALL
 
