@@ -27,6 +27,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def read(paths: Sequence[Path]) -> list[dict[str, str]]:
 
 
 def vina_rows(table: Path, poses: Path, data: Path) -> Iterator[dict[str, str]]:
-    """Vina's rows in the form of ours, its poses put through our validity check."""
+    """Vina's rows in the form of ours, its poses, where kept, put through our validity check."""
     from rdkit import Chem
 
     from bio_diffusion.dock.validity import Validator
@@ -163,7 +164,7 @@ def vina_rows(table: Path, poses: Path, data: Path) -> Iterator[dict[str, str]]:
         by_id[row["id"]].append(row)
     for key, rows in by_id.items():
         valid: dict[int, bool] = {}
-        if not rows[0]["failure"]:
+        if not rows[0]["failure"] and (poses / key / "poses.sdf").is_file():
             receptor = read_receptor(data / key / "protein.pdb")
             mols = [Chem.RemoveAllHs(m) for m in Chem.SDMolSupplier(str(poses / key / "poses.sdf"))]
             coords = np.stack([m.GetConformer().GetPositions() for m in mols])
@@ -190,35 +191,79 @@ def table(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a complex was docked once; one without a pose is a miss.
+
+    Attributes:
+        top: the first pose is right.
+        best: one of the first ten is.
+        rmsd: of the first pose, Å.
+        valid: whether the first pose is, None where nobody checked.
+        cpu: seconds, NaN where it failed.
+    """
+
+    top: bool
+    best: bool
+    rmsd: float
+    valid: bool | None
+    cpu: float
+
+    @property
+    def both(self) -> bool | None:
+        return self.valid if self.top else False
+
+    @classmethod
+    def of(cls, poses: Sequence[dict[str, str]]) -> Outcome:
+        """From the rows of a complex, one a pose, or one that tells why there is none."""
+        ranked = sorted((p for p in poses if p["rmsd"]), key=lambda p: int(p["rank"]))[:10]
+        rmsds = [float(p["rmsd"]) for p in ranked] or [np.inf]
+        told = ranked[0]["valid"] if ranked else "False"
+        return cls(
+            top=rmsds[0] < SUCCESS,
+            best=min(rmsds) < SUCCESS,
+            rmsd=rmsds[0],
+            valid={"True": True, "False": False}.get(told),
+            cpu=float(poses[0]["cpu_seconds"] or "nan"),
+        )
+
+
+def checked_rate(outcomes: Sequence[bool | None]) -> str:
+    """The rate of true ones, or that it is not known."""
+    known = [o for o in outcomes if o is not None]
+    return str(rate(known)) if len(known) == len(outcomes) else "not checked"
+
+
+def cells(outcomes: Sequence[Outcome]) -> list[str]:
+    """n, rates, median RMSD and time of some complexes, as cells of a table."""
+    spent = [o.cpu for o in outcomes if o.cpu == o.cpu]
+    seconds = f"{statistics.mean(spent):.1f} ({statistics.median(spent):.1f})" if spent else ""
+    return [
+        str(len(outcomes)),
+        *(checked_rate([getattr(o, name) for o in outcomes]) for name in ("top", "both", "best")),
+        f"{statistics.median(o.rmsd for o in outcomes):.2f}",
+        checked_rate([o.valid for o in outcomes]),
+        seconds,
+    ]
+
+
+CELLS = (
+    "n | top-1 < 2 Å | top-1 < 2 Å and valid | best of 10 < 2 Å | median RMSD, Å | top-1 valid "
+    "| CPU s, mean (median)"
+)
+
+
 def render(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table; a complex without a pose counts as a miss everywhere."""
     groups: dict[tuple[str, ...], dict[tuple[str, str], list[dict[str, str]]]] = {}
     for row in rows:
         group = groups.setdefault((row["split"], row["part"], row["site"], row["variant"]), {})
         group.setdefault((row["id"], row["seed"]), []).append(row)
-    lines = [
-        "| set | site | variant | n | top-1 < 2 Å | top-1 < 2 Å and valid | best of 10 < 2 Å "
-        "| median RMSD, Å | top-1 valid | CPU s, mean (median) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| set | site | variant | {CELLS} |", "|---|---|---|---|---|---|---|---|---|---|"]
     for (split, part, site, variant), complexes in groups.items():
-        top, both, best, rmsds, valid, cpu = [], [], [], [], [], []
-        for poses in complexes.values():
-            ranked = sorted((p for p in poses if p["rmsd"]), key=lambda p: int(p["rank"]))[:10]
-            cpu.append(float(poses[0]["cpu_seconds"] or "nan"))
-            first = float(ranked[0]["rmsd"]) if ranked else np.inf
-            sound = bool(ranked) and ranked[0]["valid"] == "True"
-            top.append(first < SUCCESS)
-            both.append(first < SUCCESS and sound)
-            valid.append(sound)
-            best.append(any(float(p["rmsd"]) < SUCCESS for p in ranked))
-            rmsds.append(first)
-        spent = [c for c in cpu if c == c]
-        seconds = f"{statistics.mean(spent):.1f} ({statistics.median(spent):.1f})" if spent else ""
-        cells = [f"{split} {part}".strip(), site, variant, str(len(complexes))]
-        cells += [str(rate(outcome)) for outcome in (top, both, best)]
-        cells += [f"{statistics.median(rmsds):.2f}", str(rate(valid)), seconds]
-        lines.append("| " + " | ".join(cells) + " |")
+        outcomes = [Outcome.of(poses) for poses in complexes.values()]
+        line = [f"{split} {part}".strip(), site, variant, *cells(outcomes)]
+        lines.append("| " + " | ".join(line) + " |")
     return "\n".join([*lines, "", *paired(groups)])
 
 
@@ -231,7 +276,9 @@ def paired(groups: dict[tuple[str, ...], Any]) -> list[str]:
             common = sorted(groups[names[0]].keys() & groups[other].keys())
             if not common:  # seeds are called differently: pair by complex
                 continue
-            hits = [[_hit(groups[name][key]) for key in common] for name in (names[0], other)]
+            hits = [
+                [Outcome.of(groups[name][key]).top for key in common] for name in (names[0], other)
+            ]
             p = mcnemar(*hits)
             share = " to ".join(f"{100 * np.mean(h):.1f} %" for h in hits)
             label = " ".join(filter(None, where))
@@ -240,11 +287,6 @@ def paired(groups: dict[tuple[str, ...], Any]) -> list[str]:
                 f"McNemar p = {p:.3g}"
             )
     return lines
-
-
-def _hit(poses: Sequence[dict[str, str]]) -> bool:
-    first = [p for p in poses if p["rank"] == "1" and p["rmsd"]]
-    return bool(first) and float(first[0]["rmsd"]) < SUCCESS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -180,7 +180,6 @@ def prepare_receptor(protein: Path, out: Path) -> None:
 
 def prepare_ligand(crystal: Chem.Mol, seed: int) -> str:
     """PDBQT text of a fresh ETKDG conformer, relaxed with MMFF94, that shares only the stereo."""
-    from meeko import MoleculePreparation, PDBQTWriterLegacy
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     mol = Chem.Mol(crystal)
@@ -194,6 +193,13 @@ def prepare_ligand(crystal: Chem.Mol, seed: int) -> str:
             raise RuntimeError("ETKDG found no conformer")
     if rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=1000)
+    return ligand_pdbqt(mol)
+
+
+def ligand_pdbqt(mol: Chem.Mol) -> str:
+    """PDBQT text of a molecule with its hydrogens, as it stands in space."""
+    from meeko import MoleculePreparation, PDBQTWriterLegacy
+
     text, ok, error = PDBQTWriterLegacy.write_string(MoleculePreparation().prepare(mol)[0])
     if not ok:
         raise RuntimeError(f"meeko: {error.strip()}")

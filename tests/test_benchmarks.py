@@ -1,0 +1,142 @@
+"""The arithmetic of the benchmark scripts: curves, savings, correlations within series, products.
+
+Scripts are loaded from `benchmarks/`, which is no package.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import diffdock_layers  # noqa: E402
+import dock_affinity  # noqa: E402
+import dock_quality  # noqa: E402
+import dock_vs_peers  # noqa: E402
+
+
+def row(key, variant, rmsd, cpu, rank=1, valid="True"):
+    return {
+        "id": key, "split": "val", "part": "", "site": "known", "variant": variant, "seed": "0",
+        "rank": str(rank) if rmsd else "", "rmsd": str(rmsd), "valid": valid,
+        "cpu_seconds": str(cpu),
+    }  # fmt: skip
+
+
+def curve(method, budget, hits, cpu):
+    return [
+        row(f"c{i}", f"{method}, {budget}" if method != "vina" else f"vina ({budget})",
+            1.0 if hit else 5.0, cpu)
+        for i, hit in enumerate(hits)
+    ]  # fmt: skip
+
+
+def test_outcome_counts_a_failure_as_a_miss_and_an_unchecked_pose_as_unknown():
+    failed = dock_quality.Outcome.of([row("a", "network", "", 1.0)])
+    assert (failed.top, failed.both, failed.best, failed.valid) == (False, False, False, False)
+    poses = [row("a", "v", 3.0, 2.0, 1, ""), row("a", "v", 1.5, 2.0, 2, "")]
+    outcome = dock_quality.Outcome.of(poses[::-1])
+    assert (outcome.top, outcome.both, outcome.best, outcome.valid) == (False, False, True, None)
+    assert outcome.rmsd == 3.0
+    assert dock_quality.checked_rate([True, None]) == "not checked"
+
+
+def test_points_keep_the_complexes_that_all_have_and_sort_by_time():
+    rows = curve("network", "64 starts", [1, 1, 0], 4.0) + curve("network", "8 starts", [1, 0], 1.0)
+    rows += curve("vina", "exhaustiveness 8", [1, 0, 1], 40.0)
+    found = dock_vs_peers.points(rows)
+    assert [p.name for p in found] == [
+        "network, 8 starts", "network, 64 starts", "vina, exhaustiveness 8",
+    ]  # fmt: skip
+    assert all(set(p.outcomes) == {"c0", "c1"} for p in found)
+    assert [p.cpu for p in found] == [1.0, 4.0, 40.0]
+    text = dock_vs_peers.render(found)
+    assert "| network | 64 starts | 2 | 100.0 %" in text
+    assert "| network, 64 starts against vina, exhaustiveness 8 | 4.0 against 40.0 |" in text
+
+
+def test_time_to_a_success_is_read_off_the_curve():
+    cpu, success = [1.0, 4.0, 16.0], [0.2, 0.6, 0.5]
+    assert dock_vs_peers.cheapest(cpu, success, 0.1) == 1.0  # the cheapest point already does
+    assert dock_vs_peers.cheapest(cpu, success, 0.6) == pytest.approx(4.0)
+    assert dock_vs_peers.cheapest(cpu, success, 0.4) == pytest.approx(2.0)  # halfway in log time
+    assert dock_vs_peers.cheapest(cpu, success, 0.7) == np.inf
+
+
+def test_saving_is_a_bound_where_the_cheapest_point_suffices_and_none_where_no_point_does():
+    rows = curve("network", "8 starts", [1, 1, 0, 0], 2.0)
+    rows += curve("vina", "exhaustiveness 1", [1, 0, 0, 0], 10.0)
+    rows += curve("vina", "exhaustiveness 8", [1, 1, 1, 0], 80.0)
+    ours, easy, hard = dock_vs_peers.points(rows)
+    ids = sorted(ours.outcomes)
+    assert dock_vs_peers.saving([ours], easy, ids) == pytest.approx(5.0)
+    assert dock_vs_peers.saving_line([ours], easy, ids).startswith("at least 5.0 |")
+    assert dock_vs_peers.saving([ours], hard, ids) == 0.0
+    assert dock_vs_peers.saving_line([ours], hard, ids).startswith("not reached |")
+
+
+def test_correlations_have_the_sign_one_hopes_for():
+    rows = [
+        {"affinity": -a, "energy": e, "heavy": h, "logp": 1.0}
+        for a, e, h in [(6, -5.0, 20), (7, -6.0, 21), (8, -8.0, 23), (9, -7.0, 25)]
+    ]
+    rho, tau = dock_affinity.correlations(rows, "energy", 1)
+    assert (rho, tau) == (pytest.approx(0.8), pytest.approx(2 / 3))  # by hand: one pair swapped
+    assert dock_affinity.correlations(rows, "heavy", -1) == (pytest.approx(1), pytest.approx(1))
+    assert dock_affinity.correlations(rows, "logp", -1) == (0.0, 0.0)  # constant: ranks nothing
+
+
+def test_report_averages_over_series_and_joins_tables_by_ligand():
+    ours = [
+        {"id": f"{s}{i}", "target": s, "affinity": str(-i), "energy": str(-i if s == "a" else i),
+         "heavy": str(i)}
+        for s in "ab" for i in range(3)
+    ]  # fmt: skip
+    vina = [{"id": f"a{i}", "target": "a", "affinity": str(-i), "vina": str(-i)} for i in range(3)]
+    text = dock_affinity.render([ours, vina])
+    first, second = text.split("1 series, 3 ligands")
+    assert "2 series, 6 ligands" in first
+    assert "| energy, minimised | 0.000 ± 1.000 | 0.000 ± 1.000 | -1.000 ± 1.000 | 1/2 |" in first
+    assert "| Vina package, minimised | 1.000 | 1.000 | 0.000 | 1/1 |" in second
+
+
+def test_product_is_equivariant_and_as_large_as_the_published_one():
+    o3 = pytest.importorskip("e3nn.o3")
+    widths = diffdock_layers.WIDTHS[-1]
+    product = diffdock_layers.Product(widths, widths)
+    irreps = o3.Irreps("24x0e + 6x1o + 6x1e + 24x0o")
+    full = o3.FullyConnectedTensorProduct(irreps, "1x0e + 1x1o", irreps, shared_weights=False)
+    assert product.weights == full.weight_numel == 1872
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(5, n, generator=generator) for n in (irreps.dim, product.weights))
+    unit = torch.nn.functional.normalize(torch.randn(5, 3, generator=generator), dim=1)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    turn = turn * torch.det(turn)
+
+    def turned(features, sign):
+        even, vectors, axial, odd = features.split(widths.split, 1)
+        vectors, axial = (v.reshape(5, -1, 3) @ turn.T for v in (vectors, axial))
+        return torch.cat([even, sign * vectors.flatten(1), axial.flatten(1), sign * odd], 1)
+
+    for sign in (1, -1):  # with a reflection, too
+        made = product(turned(x, sign), sign * unit @ turn.T, w)
+        assert torch.allclose(made, turned(product(x, unit, w), sign), atol=1e-4)
+
+
+def test_edges_are_copied_for_each_pose_and_joined_both_ways():
+    residues = 4.0 * torch.arange(6)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+    coords = torch.tensor([[0.0, 5, 0], [1.5, 5, 0], [9.0, 5, 0]]).repeat(2, 1, 1)
+    coords[1] += torch.tensor([0.0, 40, 0])  # out of reach of the receptor
+    bonds = torch.tensor([[0, 1], [1, 0]])
+    within, down, among, up = diffdock_layers.edges_of(coords, bonds, residues, 0.0)
+    assert len(within.receiver) == 2 * (2 + 2)  # the bond and the pair within 5 Å, both ways
+    assert set(down.receiver.tolist()) == {0, 1, 2}
+    assert down.sender.min() >= 6 and down.sender.max() < 6 + 6
+    assert torch.equal(down.receiver, up.sender) and torch.equal(down.sender, up.receiver)
+    assert len(among.receiver) == 2 * 2 * (5 + 4 + 3)  # up to three places apart, within 15 Å
+    nodes = torch.randn(2 * (3 + 6), diffdock_layers.SCALARS)
+    made = diffdock_layers.Layers().eval()(nodes, [within, down, among, up])
+    assert made.shape == (18, sum(diffdock_layers.WIDTHS[-1].split))
