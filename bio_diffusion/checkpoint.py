@@ -17,12 +17,13 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bio_diffusion.files import unfinished, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,7 +147,7 @@ def save_state(folder: str | Path, step: int, state: Any, *, keep: int = 2) -> P
     path = Path(folder) / _STATE.format(step=step)
     _write(path, "state", {"step": step, "state": state})
     old = sorted(path.parent.glob("state-*.safetensors"))[:-keep]
-    for left in [*old, *path.parent.glob(".state-*.tmp")]:  # the latter by a kill amid a write
+    for left in [*old, *unfinished(path.parent, "state-*")]:
         left.unlink(missing_ok=True)
     return path
 
@@ -197,7 +198,7 @@ def _write(path: Path, kind: str, data: Any, *, half: bool = False) -> str:
         raise CheckpointError(f"{path}: not written, not plain data ({error})") from error
     raw = serialise(tensors, {_ENTRY: text})
     digest = hashlib.sha256(raw).hexdigest()
-    _replace(path, _with_digest(raw, _ZEROS, digest))
+    write_bytes(path, _with_digest(raw, _ZEROS, digest))
     return digest
 
 
@@ -255,25 +256,6 @@ def _with_digest(raw: bytes, old: str, new: str) -> bytes:
     if len(old) != 64 or raw.count(marks[0], 0, end) != 1:
         raise ValueError("no digest in the header")
     return raw[:end].replace(marks[0], marks[1]) + raw[end:]
-
-
-def _replace(path: Path, raw: bytes) -> None:
-    """Writes a file so that at every moment the old or the new one stands there whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _halved(tensor: "Tensor") -> "Tensor | None":

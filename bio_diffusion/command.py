@@ -13,13 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
 from bio_diffusion.files import InputError, one_line
 
-__all__ = ["Parser", "Progress", "Task", "exit_status", "keep_trace", "one_thread"]
+__all__ = ["Parser", "Progress", "Task", "exit_status", "keep_trace", "libraries", "one_thread"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -199,6 +200,14 @@ class Progress:
 
             text = escape(f"{self._done} {self._what}  {line}")
             self._bar.update(self._task, description=text, completed=self._done)
+
+
+def libraries(*names: str) -> dict[str, str]:
+    """Versions for a summary, Python's first."""
+    return {
+        "python": sys.version.split()[0],
+        **{name: str(import_module(name).__version__) for name in names},
+    }
 
 
 @contextmanager

@@ -5,29 +5,31 @@ One place for missing, huge, packed and binary inputs, and for tables that are n
 
 from __future__ import annotations
 
-import contextlib
+import json
+import math
 import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 __all__ = [
     "InputError",
     "cell",
-    "check_folder",
     "find_data",
-    "open_journal",
-    "same_run",
     "one_line",
     "read_text",
     "require_file",
+    "rounded",
     "slug",
+    "unfinished",
     "write_atomic",
     "write_bytes",
+    "write_json",
+    "write_text",
 ]
 
 MAX_BYTES = 512 * 2**20
@@ -184,6 +186,11 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", text) is not None
 
 
+def rounded(value: float) -> float | None:
+    """Six digits, as results are written; None for no value, which JSON has no number for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 @contextmanager
 def write_atomic(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name only when it is whole and on the disk.
@@ -191,17 +198,10 @@ def write_atomic(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: It cannot be written; the old version stays.
     """
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with _whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -210,103 +210,44 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: They cannot be written; the old version stays.
     """
-    beside = path.with_name(f".{path.name}.part")
+    with _whole(path) as beside, beside.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for a text."""
+    with write_atomic(path) as stream:
+        stream.write(text)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """The same for JSON."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def unfinished(folder: Path, name: str) -> list[Path]:
+    """What kills amid a write left of files called `name`, which may hold `*`."""
+    return list(folder.glob(f".{name}.*{_PART}"))
+
+
+_PART = ".part"
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end; on any fault it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def check_folder(path: Path, journal: str, resume: bool, overwrite: bool) -> None:
-    """Refuses a result folder that cannot be used; changes nothing.
-
-    Args:
-        path: Of the folder, which need not exist.
-        journal: File name by which a run is known.
-        resume: Go on with the run in it.
-        overwrite: Replace what is in it.
-
-    Raises:
-        InputError: It is a file, or holds something and neither `resume` nor `overwrite` was said,
-            or `resume` was and it holds no run.
-    """
-    name = one_line(path)
-    if path.exists() and not path.is_dir():
-        raise InputError("out_file", f"{name}: is a file; name a folder with --out")
-    there = [p.name for p in path.iterdir()] if path.is_dir() else []
-    if there and not (resume or overwrite):
-        raise InputError(
-            "out_exists", f"{name}: already holds files; say --resume, --overwrite or another --out"
-        )
-    if resume and there and journal not in there:
-        raise InputError(
-            "out_exists", f"{name}: holds no run to go on with; say --overwrite or another --out"
-        )
-
-
-def open_journal(path: Path, journal: str, results: Iterable[str], overwrite: bool) -> BinaryIO:
-    """Makes a result folder and opens its journal, locked against other runs.
-
-    Args:
-        path: Of the folder; parents are made.
-        journal: File name of the journal.
-        results: File names of the results; half-written ones are removed, all with `overwrite`.
-        overwrite: Empty the journal, too; other files stay.
-
-    Raises:
-        InputError: It cannot be written, or another run writes there.
-    """
-    name = one_line(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        stream = (path / journal).open("a+b")
-        _lock(stream, name)
-        if overwrite:
-            stream.truncate(0)
-        for file in results:
-            (path / f".{file}.part").unlink(missing_ok=True)
-            if overwrite:
-                (path / file).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
-        ) from None
-    return stream
-
-
-def same_run(path: Path, former: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raises `InputError` naming the settings in which the run in a folder differs from this."""
-    differing = sorted(k for k in {*known, *former} if known.get(k) != former.get(k))
-    if differing:
-        raise InputError(
-            "changed",
-            f"{one_line(path)}: holds a run with another {', '.join(differing)}; "
-            "say --overwrite or another --out",
-        )
-
-
-def _lock(journal: BinaryIO, name: str) -> None:
-    with contextlib.suppress(ImportError):  # no such locks on this system
-        import fcntl
-
-        try:
-            fcntl.flock(journal.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "busy", f"{name}: another run writes there; wait or use --out"
-            ) from None

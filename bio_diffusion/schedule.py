@@ -107,11 +107,10 @@ def fingerprint(model: "Checkpoint") -> str:
 
 def save_grid(path: Path, model: "Checkpoint") -> None:
     """Writes the grid of a model to a file of its own, with what tells whose it is."""
-    from bio_diffusion.files import write_atomic
+    from bio_diffusion.files import write_text
 
     found = {"kind": model.kind, "model": fingerprint(model), **model.grid}
-    with write_atomic(path) as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def read_grid(path: Path, model: "Checkpoint") -> "Curve":

@@ -179,7 +179,7 @@ def test_a_failed_write_leaves_the_former_file(saved, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ckpt.os, "fsync", full)
+    monkeypatch.setattr("bio_diffusion.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         ckpt.save(saved, Checkpoint("toy", {}, {}))
     assert saved.read_bytes() == before
@@ -227,7 +227,7 @@ def test_training_state_round_trip_keeps_types_and_keys(tmp_path):
 
 
 def test_last_two_states_are_kept_and_the_newest_intact_one_is_used(tmp_path, caplog):
-    (tmp_path / ".state-000000001.safetensors.99.tmp").write_bytes(b"cut off by a kill")
+    (tmp_path / ".state-000000001.safetensors.99.part").write_bytes(b"cut off by a kill")
     for step in (1, 2, 10):
         ckpt.save_state(tmp_path, step, {"x": torch.tensor(step)})
     kept = sorted(path.name for path in tmp_path.iterdir())

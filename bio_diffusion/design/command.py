@@ -10,19 +10,16 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rdkit
-import torch
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
-from bio_diffusion.command import Progress, exit_status, one_thread
+from bio_diffusion.command import Progress, exit_status, libraries, one_thread
 from bio_diffusion.config import ConfigError, dump, read
 from bio_diffusion.design import summary
 from bio_diffusion.design.pipeline import Designer
@@ -30,7 +27,7 @@ from bio_diffusion.design.plan import Plan, Start, settings_of
 from bio_diffusion.design.properties import canonical, known_names, measure
 from bio_diffusion.design.report import Report
 from bio_diffusion.design.results import ResultFolder
-from bio_diffusion.files import InputError, one_line, slug
+from bio_diffusion.files import InputError, one_line, rounded, slug
 
 __all__ = ["run"]
 
@@ -308,12 +305,7 @@ class _Run:
                 "seconds": round(time.monotonic() - self.began, 2),
                 "sampling_seconds": round(sampled, 2),
             },
-            "libraries": {
-                "python": sys.version.split()[0],
-                "torch": torch.__version__,
-                "rdkit": rdkit.__version__,
-                "numpy": np.__version__,
-            },
+            "libraries": libraries("torch", "rdkit", "numpy"),
         }
         self.folder.write_json("summary.json", data)
         report = Report(self.plan.domain, self.rows, data, table)
@@ -325,8 +317,6 @@ class _Run:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits, as they are written; None for no value."""
-    if not np.isfinite(value):
-        return None
-    short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() else short
+    """Six digits, whole numbers as such; None for no value."""
+    short = rounded(value)
+    return int(short) if short is not None and short.is_integer() else short

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bio_diffusion.files import cell, check_folder, open_journal, same_run, write_atomic
+from bio_diffusion.files import cell, write_atomic
+from bio_diffusion.folders import Folder, append, check_folder, open_journal, same_run
 
 __all__ = ["FILES", "ResultFolder"]
 
@@ -22,7 +22,7 @@ JOURNAL = ".journal.jsonl"
 FILES = ("designs.csv", "designs.fasta", "summary.json", "report.html", "config.yaml")
 
 
-class ResultFolder:
+class ResultFolder(Folder):
     """What one run leaves behind. Made with `ResultFolder.open`.
 
     Args:
@@ -32,11 +32,12 @@ class ResultFolder:
     """
 
     def __init__(self, path: Path, journal: BinaryIO, drawn: list[list[list[str]]]) -> None:
-        self.path, self._journal, self.drawn = path, journal, drawn
+        super().__init__(path)
+        self._journal, self.drawn = journal, drawn
 
     @classmethod
     def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder that cannot be used, see `files.check_folder`."""
+        """Refuses a folder that cannot be used, see `folders.check_folder`."""
         check_folder(path, JOURNAL, resume, overwrite)
 
     @classmethod
@@ -80,10 +81,7 @@ class ResultFolder:
         self._append({"start": start, "drawn": list(batch)})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._journal.seek(0, os.SEEK_END)
-        self._journal.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        append(self._journal, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
     def write_designs(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes `designs.csv`, and `designs.fasta` where the rows have a sequence."""
@@ -99,15 +97,6 @@ class ResultFolder:
             for row in rows:
                 about = " ".join(f"{name}={_cell(name, row.get(name))}" for name in told)
                 fasta.write(f">{row['id']} {about}\n{row['sequence']}\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes one file of the folder whole."""
-        with write_atomic(self.path / name) as stream:
-            stream.write(text)
-
-    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Writes one file of the folder as JSON."""
-        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def _cell(name: str, value: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bio_diffusion.design import metrics
 from bio_diffusion.design.properties import Oracle, canonical, measure
+from bio_diffusion.files import rounded
 
 __all__ = ["SAMPLE", "Table", "compare"]
 
@@ -72,7 +73,7 @@ def compare(
         rows[name] = {"count": float(len(group))}
         for p in properties if group else ():
             mean, error = metrics.mean_with_error(values[p][name])
-            rows[name] |= {p: _plain(mean), f"{p} error": _plain(error)}
+            rows[name] |= {p: rounded(mean), f"{p} error": rounded(error)}
     summary: dict[str, Any] = {}
     if domain == "dna":
         summary |= _dna(strings, drawn, training, sets, rows)
@@ -86,7 +87,7 @@ def compare(
             **dict(
                 zip(
                     ("novel_mean", "novel_error"),
-                    map(_plain, metrics.mean_with_error(values[p]["designs"][novel])),
+                    map(rounded, metrics.mean_with_error(values[p]["designs"][novel])),
                     strict=True,
                 )
             ),
@@ -113,12 +114,12 @@ def _smiles(
     figures["novelty"] = None if training is None else _share(found.novel, found.unique)
     figures["raw_novelty"] = None if training is None else _share(found.raw_novel, found.raw_unique)
     for name, group in sets.items():
-        rows[name]["internal diversity"] = _plain(metrics.internal_diversity(group))
+        rows[name]["internal diversity"] = rounded(metrics.internal_diversity(group))
         rows[name]["scaffolds"] = float(len(metrics.bemis_murcko(group)))
         rows[name]["different molecules"] = float(len({canonical(s) for s in group} - {None}))
     if training and strings:
         nearest = metrics.nearest_similarity(strings, sets["training set"])
-        rows["designs"]["nearest training similarity"] = _plain(float(nearest.mean()))
+        rows["designs"]["nearest training similarity"] = rounded(float(nearest.mean()))
     figures["diversity"] = rows["designs"]["internal diversity"]
     return figures
 
@@ -142,24 +143,24 @@ def _dna(
         if name == "training set" or not reference or not group:
             continue
         for k in (3, 6):
-            rows[name][f"{k}-mer distance"] = _plain(metrics.kmer_distance(group, reference, k))
+            rows[name][f"{k}-mer distance"] = rounded(metrics.kmer_distance(group, reference, k))
         nearest = metrics.nearest_edit(group, list(reference))
-        rows[name]["nearest training edit"] = _plain(float(nearest.mean()))
+        rows[name]["nearest training edit"] = rounded(float(nearest.mean()))
         size = min(len(group), len(reference))
         if size >= _FOLD:
             score = metrics.discriminator_auroc(group[:size], reference[:size])
-            rows[name]["discriminator AUROC"] = _plain(score)
+            rows[name]["discriminator AUROC"] = rounded(score)
     if len(reference) >= 4:  # what two halves of the training set differ by, for scale
         halves = reference[::2], reference[1::2]
         for k in (3, 6):
             distance = metrics.kmer_distance(*halves, k)
-            rows["training set"][f"{k}-mer distance"] = _plain(distance)
+            rows["training set"][f"{k}-mer distance"] = rounded(distance)
     figures["kmer_distance"] = {k: rows["designs"].get(f"{k}-mer distance") for k in ("3", "6")}
     if strings:
         try:
             best = metrics.enrichment(strings, sets["dinucleotide shuffle"])[:_MOTIF_ROWS]
             figures["motifs"] = [
-                {k: _plain(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
+                {k: rounded(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
                 for row in best
             ]
         except FileNotFoundError:
@@ -168,9 +169,4 @@ def _dna(
 
 
 def _share(part: int, whole: int) -> float | None:
-    return _plain(part / whole) if whole else None
-
-
-def _plain(value: float) -> float | None:
-    """Six digits; None for no value, which JSON has no number for."""
-    return float(f"{value:.6g}") if np.isfinite(value) else None
+    return rounded(part / whole) if whole else None

@@ -21,7 +21,7 @@ Source: Ho, Jain & Abbeel 2020 (the bound); Kingma et al. 2021 (in continuous ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -109,6 +109,13 @@ def _mean(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean(0)
 
 
+def _times(draws: int, like: Tensor, t_min: float, generator: Source) -> Iterator[Tensor]:
+    """Times (B,), one in each of `draws` equal slices of [t_min, 1]; `like` (B,) is float64."""
+    for k in range(draws):
+        u = (k + uniform(like.shape, generator, like)) / draws
+        yield (t_min + (1 - t_min) * u).to(torch.get_default_dtype())
+
+
 # --- tensors of a few values ---------------------------------------------------------------------
 
 
@@ -155,9 +162,7 @@ def gaussian_bound(
         log_p = (-gaps.square() / 2).log_softmax(-1)
         place = (x[..., None] - values.to(x)).abs().argmin(-1)
         total -= log_p.gather(-1, place[..., None])[..., 0].flatten(1).sum(1)
-        for k in range(draws):
-            u = (k + uniform(x.shape[:1], generator, zero)) / draws
-            t = u.to(torch.get_default_dtype())
+        for t in _times(draws, zero, 0.0, generator):
             noised = process.perturb(x_0, t, generator)
             error = (denoiser(noised.x_t, t, cond).double() - x).flatten(1).square().sum(1)
             total += error / process.sigma(t) ** 2 * -process.schedule.dlog_snr(t) / 2 / draws
@@ -193,9 +198,7 @@ def token_bound(
     """
     total = torch.zeros(x_0.shape, dtype=torch.float64, device=x_0.device)
     with torch.no_grad():
-        for k in range(draws):
-            u = (k + uniform(x_0.shape[:1], generator, total)) / draws
-            t = (t_min + (1 - t_min) * u).to(torch.get_default_dtype())
+        for t in _times(draws, total[:, 0], t_min, generator):
             noised = process.perturb(x_0, t, generator)
             prediction = _doubled(denoiser(noised.x_t, t, cond))
             total += process.site_loss(prediction, noised, x_0, t)

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import numpy as np
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
-from bio_diffusion.command import Progress, exit_status, keep_trace
+from bio_diffusion.command import Progress, exit_status, keep_trace, libraries
 from bio_diffusion.config import ConfigError, compose, dump, merge
 from bio_diffusion.files import one_line
 
@@ -227,9 +226,6 @@ class _Run:
         }
 
     def _write_summary(self, status: str) -> None:
-        import rdkit
-        import torch
-
         options, plan = self.options, self.plan
         with Path(options.protein).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -266,11 +262,6 @@ class _Run:
                     round(statistics.median(self.seconds), 2) if self.seconds else None
                 ),
             },
-            "libraries": {
-                "python": sys.version.split()[0],
-                "torch": torch.__version__,
-                "rdkit": rdkit.__version__,
-                "numpy": np.__version__,
-            },
+            "libraries": libraries("torch", "rdkit", "numpy"),
         }
         self.folder.write_json("summary.json", summary)

@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -25,7 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bio_diffusion.files import InputError, cell, one_line, write_atomic
+from bio_diffusion.files import cell, one_line, write_atomic
+from bio_diffusion.folders import Folder, append, check_folder, open_journal
 
 __all__ = ["COLUMNS", "Journal", "ResultFolder", "job_key", "sd_record"]
 
@@ -75,11 +75,11 @@ class Journal:
     """Finished ligands by key: an append-only file of JSON lines, read back by position.
 
     Args:
-        path: The file; made when missing. A damaged or cut line is passed over, a cut end removed.
+        file: Open for reading and appending. A damaged line is passed over, a cut end removed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("a+b")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._places: dict[str, tuple[int, int]] = {}
         self._file.seek(0)
         end = 0
@@ -108,41 +108,15 @@ class Journal:
             OSError: The disk is full or failing; what was there before stays readable.
         """
         line = json.dumps({"key": key, **record}, separators=(",", ":")).encode() + b"\n"
-        try:
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), self._end)
-            raise
+        append(self._file, line)
         self._places[key] = (self._end, len(line))
         self._end += len(line)
-
-    def lock(self) -> None:
-        """Keeps other runs out until this process ends.
-
-        Raises:
-            InputError: Another run holds it.
-        """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            return
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            name = one_line(Path(self._file.name).parent)
-            raise InputError(
-                "busy", f"{name}: another run writes there; wait or use --out"
-            ) from None
 
     def close(self) -> None:
         self._file.close()
 
 
-class ResultFolder:
+class ResultFolder(Folder):
     """What one run leaves behind. Made with `ResultFolder.open`.
 
     Args:
@@ -155,7 +129,7 @@ class ResultFolder:
     """
 
     def __init__(self, path: Path, journal: Journal) -> None:
-        self.path = path
+        super().__init__(path)
         self.journal = journal
         self._keys: dict[str, str] = {}  # ligand id -> key of its journal line
         self._failures: dict[str, tuple[str, str]] = {}  # ligand id -> code, reason
@@ -173,42 +147,10 @@ class ResultFolder:
             overwrite: Remove the results in it; other files stay.
 
         Raises:
-            InputError: It is a file, cannot be written, or holds something and neither `resume` nor
-                `overwrite` was said, or `resume` was and it holds no run.
+            InputError: As `folders.check_folder`; or it cannot be written, or another run does.
         """
-        name = one_line(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            there = sorted(p.name for p in path.iterdir())
-            if there and not (resume or overwrite):
-                raise InputError(
-                    "out_exists",
-                    f"{name}: already holds files; say --resume, --overwrite or another --out",
-                )
-            if resume and there and JOURNAL not in there:
-                raise InputError(
-                    "out_exists",
-                    f"{name}: holds no run to go on with; say --overwrite or another --out",
-                )
-            journal = Journal(path / JOURNAL)
-            journal.lock()
-            if overwrite:
-                for file in (*FILES, JOURNAL):
-                    (path / file).unlink(missing_ok=True)
-                journal.close()
-                journal = Journal(path / JOURNAL)
-                journal.lock()
-            for file in FILES:
-                (path / f".{file}.part").unlink(missing_ok=True)
-        except FileExistsError:
-            raise InputError("out_file", f"{name}: is a file; name a folder with --out") from None
-        except NotADirectoryError:
-            raise InputError("out_file", f"{name}: a part of this path is a file") from None
-        except OSError as error:
-            raise InputError(
-                "out_unwritable", f"{name}: cannot be written: {error.strerror}; use another --out"
-            ) from None
-        return cls(path, journal)
+        check_folder(path, JOURNAL, resume, overwrite)
+        return cls(path, Journal(open_journal(path, JOURNAL, FILES, overwrite)))
 
     def __len__(self) -> int:
         return len(self._keys) + len(self._failures)
@@ -273,15 +215,6 @@ class ResultFolder:
         spent = time.monotonic() - now
         self._next_tables = time.monotonic() + max(1.0, 20 * spent)
         return True
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes one file of the folder whole."""
-        with write_atomic(self.path / name) as stream:
-            stream.write(text)
-
-    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Writes one file of the folder as JSON."""
-        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self.journal.close()

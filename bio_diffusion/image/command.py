@@ -6,23 +6,20 @@ Everything that can be wrong is found before any work.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import bio_diffusion
 from bio_diffusion.checkpoint import CheckpointError
-from bio_diffusion.command import Progress, exit_status
+from bio_diffusion.command import Progress, exit_status, libraries
 from bio_diffusion.config import ConfigError, dump
-from bio_diffusion.files import InputError, one_line
+from bio_diffusion.files import InputError, one_line, rounded
 from bio_diffusion.image.measure import Measurement
 from bio_diffusion.image.pipeline import CHUNK, ImageSampler
 from bio_diffusion.image.results import ResultFolder
@@ -165,18 +162,14 @@ class _Run:
             "steps": settings["steps"],
             "network_calls": calls * (2 if settings["guidance"] else 1),
             "counts": {"asked": settings["n"], "given": count},
-            **{k: _rounded(v) if isinstance(v, float) else v for k, v in measured.items()},
+            **{k: rounded(v) if isinstance(v, float) else v for k, v in measured.items()},
             "notes": self.notes,
             "timings": {"seconds": round(seconds, 2), "sampling_seconds": round(sampling, 2)},
-            "libraries": {
-                "python": sys.version.split()[0],
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
+            "libraries": libraries("torch", "numpy"),
         }
         if self.measures:
             data |= self.measurement.about()
-        folder.write_text("summary.json", json.dumps(data, indent=2) + "\n")
+        folder.write_json("summary.json", data)
         lines = [f"{count} pictures of {settings['n']}"]
         if measured["bits_per_dim"] is not None:
             lines += self.measurement.lines(measured)
@@ -186,8 +179,3 @@ class _Run:
 
 def _or(given: Any, usual: Any) -> Any:
     return usual if given is None else given
-
-
-def _rounded(value: float) -> float | None:
-    """Six digits, as they are written; None for no value."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bio_diffusion.files import check_folder, open_journal, same_run, write_atomic, write_bytes
+from bio_diffusion.files import write_bytes
+from bio_diffusion.folders import Folder, append, check_folder, open_journal, same_run
 
 __all__ = ["FILES", "ResultFolder", "grid_png"]
 
@@ -26,7 +27,7 @@ FILES = ("grid.png", "samples.npy", "summary.json", "config.yaml")
 _LARGEST_GRID = 400  # pictures
 
 
-class ResultFolder:
+class ResultFolder(Folder):
     """What one run leaves behind. Made with `ResultFolder.open`.
 
     Args:
@@ -39,11 +40,12 @@ class ResultFolder:
     def __init__(
         self, path: Path, journal: BinaryIO, shape: tuple[int, ...], pixels: np.ndarray
     ) -> None:
-        self.path, self._journal, self.shape, self.pixels = path, journal, shape, pixels
+        super().__init__(path)
+        self._journal, self.shape, self.pixels = journal, shape, pixels
 
     @classmethod
     def check(cls, path: Path, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder that cannot be used, see `files.check_folder`."""
+        """Refuses a folder that cannot be used, see `folders.check_folder`."""
         check_folder(path, JOURNAL, resume, overwrite)
 
     @classmethod
@@ -93,10 +95,7 @@ class ResultFolder:
         Raises:
             OSError: The disk is full or failing.
         """
-        self._journal.seek(0, os.SEEK_END)
-        self._journal.write(pixels.tobytes())
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        append(self._journal, pixels.tobytes())
         self.pixels = np.concatenate([self.pixels, pixels])
 
     def write_pictures(self, count: int) -> None:
@@ -106,11 +105,6 @@ class ResultFolder:
         np.lib.format.write_array(array, pixels[..., 0] if self.shape[0] == 1 else pixels.copy())
         write_bytes(self.path / "samples.npy", array.getvalue())
         write_bytes(self.path / "grid.png", grid_png(pixels))
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes one file of the folder whole."""
-        with write_atomic(self.path / name) as stream:
-            stream.write(text)
 
 
 def grid_png(pixels: np.ndarray, gap: int = 2) -> bytes:

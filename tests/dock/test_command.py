@@ -14,7 +14,8 @@ from rdkit import Chem
 
 from bio_diffusion.dock import command, parallel, plan
 from bio_diffusion.dock.__main__ import main
-from bio_diffusion.dock.results import COLUMNS, JOURNAL, Journal
+from bio_diffusion.dock.results import COLUMNS, JOURNAL
+from bio_diffusion.folders import open_journal
 
 ROOT = Path(__file__).parents[2]
 PROTEIN = ROOT / "data/demo/protein.pdb"
@@ -300,8 +301,7 @@ def test_a_folder_in_use_is_refused_and_strangers_survive(tmp_path, capsys):
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     out = tmp_path / "out"
     assert dock(out, "--ligand", "CCO") == 0
-    held = Journal(out / JOURNAL)
-    held.lock()
+    held = open_journal(out, JOURNAL, (), overwrite=False)
     assert dock(out, "--ligand", "CCO", "--resume") == 2
     assert "another run" in capsys.readouterr().err
     held.close()
@@ -336,7 +336,7 @@ def test_resuming_a_cut_journal_gives_the_unbroken_run(library, tmp_path, monkey
         out.mkdir()
         cut = journal[: int(share * len(journal))]
         (out / JOURNAL).write_bytes(cut)
-        (out / ".poses.sdf.part").write_text("half")
+        (out / ".poses.sdf.99.part").write_text("half")
         docked.clear()
         assert dock(out, "--ligands", library, "--resume") == 0
         assert len(docked) == 4 - cut.count(b"\n")
@@ -444,7 +444,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(library, tmp_path, monke
             raise OSError(28, "No space left on device")
         plain(handle)
 
-    monkeypatch.setattr("bio_diffusion.dock.results.os.fsync", full)
+    monkeypatch.setattr("bio_diffusion.files.os.fsync", full)
     assert dock(out, "--ligands", library) == 3
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "No space left" in told[0] and "--resume" in told[0]
@@ -458,7 +458,7 @@ def test_a_folder_that_cannot_be_made_is_status_2(tmp_path, monkeypatch, capsys)
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bio_diffusion.dock.results.Path.mkdir", refuse)
+    monkeypatch.setattr("bio_diffusion.folders.Path.mkdir", refuse)
     assert dock(tmp_path / "out", "--ligand", "CCO") == 2
     assert "Permission denied" in capsys.readouterr().err
 
