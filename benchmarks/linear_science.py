@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bio_diffusion.diffusion.linear import LearnedDiffusion, LinearDiffusion, NoisePrediction
+from bio_diffusion.diffusion.linear import LinearDiffusion
 from bio_diffusion.diffusion.linear_kernels import alda, cld, malda, vpsde
+from bio_diffusion.diffusion.linear_learned import LearnedDiffusion, NoisePrediction
 from bio_diffusion.diffusion.linear_likelihood import bits_per_dim, bound
 from bio_diffusion.diffusion.sampling import sample
 from bio_diffusion.diffusion.training import EMA, fit, keyed_generator

@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bio_diffusion import yaml12
+
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 _LARGEST_FILE = 1 << 20  # bytes; a configuration is short
 
@@ -122,7 +124,7 @@ def read(file: str | Path) -> dict[str, Any]:
         if path.stat().st_size > _LARGEST_FILE:
             raise ConfigError(f"{path}: larger than a configuration can be (1 MiB)")
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        tree = json.loads(text) if path.suffix == ".json" else yaml12.load(text)
     except ConfigError:
         raise
     except OSError as error:
@@ -139,12 +141,7 @@ def read(file: str | Path) -> dict[str, Any]:
 
 def dump(config: Mapping[str, Any]) -> str:
     """`config` as YAML text that `read` gives back unchanged."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        yaml_implicit_resolvers = _resolvers()
-
-    return yaml.dump(dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return yaml12.dump(dict(config))
 
 
 def register(
@@ -344,47 +341,3 @@ def _refuse_targets(tree: Any, where: str) -> None:
     elif isinstance(tree, list):
         for value in tree:
             _refuse_targets(value, where)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = _resolvers()
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError("aliases (*name) are not accepted")
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            if repeated := {key for key in keys if keys.count(key) > 1}:
-                raise ValueError(f"{repeated.pop()!r} is given twice")
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """YAML 1.2's core schema, by first character; 1.1 has `NO` for false and `1e-3` for text."""
-    rules = {
-        "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        "null": (r"~|null|Null|NULL|", "~nN\0"),
-        "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),  # 007 stays text
-        "float": (
-            r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-            r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
-            "-+.0123456789",
-        ),
-    }
-    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    for tag, (pattern, firsts) in rules.items():
-        for first in firsts:
-            key = "" if first == "\0" else first
-            rule = (f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"))
-            table.setdefault(key, []).append(rule)
-    return table

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "bio_diffusion"
 HOMES = {
     "hydra": ["bio_diffusion.config"],
     "omegaconf": ["bio_diffusion.config"],
-    "accelerate": ["bio_diffusion.train"],
+    "accelerate": ["bio_diffusion.runs"],
     "rdkit": ["bio_diffusion.dock", "bio_diffusion.design"],
     "gemmi": ["bio_diffusion.dock"],
     "Bio": ["bio_diffusion.dock", "bio_diffusion.design"],
@@ -31,8 +31,9 @@ HOMES = {
 }
 # Training also runs where only torch, numpy and safetensors are installed.
 TRAINING = re.compile(
-    r"bio_diffusion(\.(checkpoint|config|train|toy|diffusion.*"
-    r"|dock\.(pose|graph|score_model|latents|dataset|physics|experiment|pool|confidence.*)"
+    r"bio_diffusion(\.(checkpoint|sealed|files|config|train|runs|toy|diffusion.*"
+    r"|dock\.(pose|graph|encoders|trunk|score_model|latents|dataset|physics|experiment|pool"
+    r"|confidence.*)"
     r"|image\.(unet|latents|model|dataset|metrics|batches|experiment|fits)))?"
 )
 ABSENT_IN_TRAINING = {"rdkit", "gemmi", "Bio", "hydra", "omegaconf", "yaml", "pandas", "accelerate"}

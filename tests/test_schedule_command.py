@@ -11,7 +11,7 @@ from bio_diffusion.config import ConfigError, compose
 from bio_diffusion.diffusion.categorical import Absorbing
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.noise import EDM
-from bio_diffusion.train import Run
+from bio_diffusion.runs import Run
 
 
 def trained(folder, *words):

@@ -5,7 +5,7 @@ import torch
 
 from bio_diffusion import toy
 from bio_diffusion.config import compose
-from bio_diffusion.train import Run
+from bio_diffusion.runs import Run
 
 
 def test_data_have_the_stated_shares():

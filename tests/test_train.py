@@ -16,7 +16,8 @@ import torch
 
 from bio_diffusion import checkpoint, toy
 from bio_diffusion.config import compose, override
-from bio_diffusion.train import Run, Table, main, rate
+from bio_diffusion.runs import Run, Table, rate
+from bio_diffusion.train import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["experiment.width=16", "experiment.batch=32", "fit.max_steps=24", "fit.log_every=5"]
@@ -120,7 +121,7 @@ def test_two_processes_end_with_the_same_weights(settings, tmp_path):
     script = (
         "import hashlib, json, sys\n"
         "from pathlib import Path\n"
-        "from bio_diffusion.train import Run\n"
+        "from bio_diffusion.runs import Run\n"
         "run = Run(json.loads(sys.argv[1]), Path(sys.argv[2]))\n"
         "first = next(run.experiment.batches(0, run.rank, run.world))[0]\n"
         "assert run() == 0\n"

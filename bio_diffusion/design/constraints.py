@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from bio_diffusion.design.language import Language, Lattice, Sites
-from bio_diffusion.diffusion.categorical import Autoregressive, Categorical, Tokens, Unmask
+from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
 from bio_diffusion.diffusion.process import Guidance, Source, Transition, uniform
+from bio_diffusion.diffusion.token_transitions import Categorical, Unmask
 
 __all__ = ["Grammar", "LeftToRight", "Legal", "Template", "draw_legal", "guides", "log_share"]
 

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bio_diffusion.diffusion.categorical import Absorbing, Categorical, Uniform, Unmask
+from bio_diffusion.diffusion.categorical import Absorbing, Uniform
 from bio_diffusion.diffusion.noise import Survival
 from bio_diffusion.diffusion.process import Source, broadcast, uniform
+from bio_diffusion.diffusion.token_transitions import Categorical, Unmask
 
 __all__ = ["Remasking", "Remask", "Renoising"]
 

@@ -24,7 +24,8 @@ from bio_diffusion.dock.graph import RESIDUE_TYPES, LigandGraph, ReceptorGraph
 from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
 from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import Complex, ScoreModel
+from bio_diffusion.dock.score_model import ScoreModel
+from bio_diffusion.dock.trunk import Complex
 
 __all__ = ["Docking", "DockingModel", "docking_process", "find_data", "open_set"]
 

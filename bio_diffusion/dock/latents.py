@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bio_diffusion.dock.encoders import ReceptorEncoder
 from bio_diffusion.dock.layers import Features, Message, Size, Update, edges_between, nearest
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import Complex, Interaction, PoseTrunk, ReceptorEncoder
+from bio_diffusion.dock.trunk import Complex, Interaction, PoseTrunk
 
 __all__ = ["PointerEncoder", "PointerPrior", "pointer_mask"]
 

@@ -27,12 +27,14 @@ from bio_diffusion.diffusion.sampling import sample
 
 from .complex import InputError, Site
 from .dataset import CompactSet, PoseBatches, crop_radius
+from .encoders import ReceptorFeatures
 from .experiment import DockingModel, find_data
 from .latents import PointerPrior
 from .layers import Size
 from .pose import Pose
-from .score_model import Complex, ReceptorFeatures, ScoreModel, Senders
+from .score_model import ScoreModel
 from .sources import PreparedLigand, PreparedReceptor
+from .trunk import Complex, Senders
 
 __all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]
 

@@ -30,11 +30,12 @@ from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.latents import gumbel_softmax
 from bio_diffusion.diffusion.process import Noised
 from bio_diffusion.dock.dataset import Example, PoseBatches
+from bio_diffusion.dock.encoders import ReceptorFeatures
 from bio_diffusion.dock.experiment import DockingModel, open_set
 from bio_diffusion.dock.latents import PointerPrior
 from bio_diffusion.dock.layers import Features, Size
 from bio_diffusion.dock.pose import Pose
-from bio_diffusion.dock.score_model import Complex, ReceptorFeatures
+from bio_diffusion.dock.trunk import Complex
 
 __all__ = ["PointerPriorFit", "Lesson"]
 

@@ -25,15 +25,10 @@ from bio_diffusion.design.language import (
     MaxRun,
     Sites,
 )
-from bio_diffusion.diffusion.categorical import (
-    Absorbing,
-    Autoregressive,
-    Categorical,
-    Uniform,
-    Unmask,
-)
+from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Uniform
 from bio_diffusion.diffusion.sampling import sample
 from bio_diffusion.diffusion.schedule import uniform as even
+from bio_diffusion.diffusion.token_transitions import Categorical, Unmask
 
 ASKED = [Avoid("GANTC"), Contain("CAT"), GC(0.3, 0.7), MaxRun(2), Sites("NNR")]
 

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from bio_diffusion import schedule, train
+from bio_diffusion import runs, schedule
 from bio_diffusion.checkpoint import CheckpointError, load
 from bio_diffusion.config import ConfigError, build
 from bio_diffusion.design import pipeline
@@ -64,7 +64,7 @@ def run(folder, experiment, steps=120):
         "warmup": 0, "final_rate": 1.0, "log_every": 50, "save_minutes": 9, "evaluate_every": None,
     }  # fmt: skip
     config = {"run": str(folder), "seed": 0, "device": "cpu", "experiment": experiment, "fit": fit}
-    assert train.Run(config, folder)() == 0
+    assert runs.Run(config, folder)() == 0
     return folder / "model.safetensors"
 
 
@@ -194,7 +194,7 @@ def test_training_goes_on_bit_for_bit(table, tmp_path):
     whole = run(tmp_path / "whole", settings(table), 6)
     run(tmp_path / "half", settings(table), 3)
     config = load(whole, "design").config | {"run": str(tmp_path / "half")}
-    assert train.Run(config, tmp_path / "half", resume=True)() == 0
+    assert runs.Run(config, tmp_path / "half", resume=True)() == 0
     ours = load(tmp_path / "half" / "model.safetensors", "design")
     theirs = load(whole, "design")
     assert all(torch.equal(ours.weights[k], theirs.weights[k]) for k in theirs.weights)

@@ -12,16 +12,11 @@ from numpy.polynomial.legendre import leggauss
 from scipy import stats
 
 from bio_diffusion.diffusion import schedule
-from bio_diffusion.diffusion.categorical import (
-    Absorbing,
-    Autoregressive,
-    Categorical,
-    Uniform,
-    Unmask,
-)
+from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Uniform
 from bio_diffusion.diffusion.noise import CosineSurvival, LinearSurvival
 from bio_diffusion.diffusion.process import Noised
 from bio_diffusion.diffusion.sampling import sample
+from bio_diffusion.diffusion.token_transitions import Categorical, Unmask
 from tests.laws import seeded
 from tests.toys import Words
 

@@ -16,7 +16,7 @@ from bio_diffusion.diffusion import linear_steps as steps
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.guidance import Temperature
-from bio_diffusion.diffusion.linear import LearnedDiffusion, LinearDiffusion, NoisePrediction
+from bio_diffusion.diffusion.linear import LinearDiffusion
 from bio_diffusion.diffusion.linear_kernels import (
     Clock,
     Recipe,
@@ -28,6 +28,7 @@ from bio_diffusion.diffusion.linear_kernels import (
     malda,
     vpsde,
 )
+from bio_diffusion.diffusion.linear_learned import LearnedDiffusion, NoisePrediction
 from bio_diffusion.diffusion.linear_likelihood import Implicit, bits_per_dim, bound, denoising
 from bio_diffusion.diffusion.noise import VP
 from bio_diffusion.diffusion.sampling import sample

@@ -18,7 +18,7 @@ from bio_diffusion.dock.experiment import Docking, find_data, open_set
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.prepare import rotatable_bonds
 from bio_diffusion.dock.prior import PointerPriorFit
-from bio_diffusion.dock.score_model import Complex
+from bio_diffusion.dock.trunk import Complex
 from tests.dock import networks
 
 SIZE = asdict(replace(networks.SIZE, latents=2))

@@ -8,7 +8,7 @@ import torch
 from bio_diffusion.dock.experiment import DockingModel
 from bio_diffusion.dock.latents import PointerPrior, pointer_mask
 from bio_diffusion.dock.pose import Pose, rotation_matrix
-from bio_diffusion.dock.score_model import Complex
+from bio_diffusion.dock.trunk import Complex
 from tests.dock import networks
 
 SIZE = replace(networks.SIZE, latents=2)
