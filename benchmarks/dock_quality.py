@@ -3,11 +3,12 @@
 Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yaml``. The key
 ``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
 poses in the box go through the same search and minimisation and are ranked by energy.
-``start=random`` keeps the model's judgement of poses but starts from random ones; ``judgement=0``
-keeps its starts but ranks by energy; ``rank_by=score`` ranks without the confidence model;
-``hetero=false`` takes metals and cofactors out of the receptor first. The box of a known site is
-that of AutoDock Vina's rows: the crystal ligand plus 4 Å a side and at least 15 Å an edge. Ligands
-start from RDKit conformers, never from crystal coordinates.
+``start=random`` keeps the model's judgement of poses but starts from random ones, ``start=half``
+from its own and as many random ones; ``judgement=0`` keeps its starts but ranks by energy;
+``rank_by=score`` ranks without the confidence model; ``hetero=false`` takes metals and cofactors
+out of the receptor first. The box of a known site is that of AutoDock Vina's rows: the crystal
+ligand plus 4 Å a side and at least 15 Å an edge. Ligands start from RDKit conformers, never from
+crystal coordinates.
 
     python benchmarks/dock_quality.py run --data DATA/val --manifest manifest.csv --split val \
         --variant network --variant random:checkpoint=none --out val.csv
@@ -32,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from vina_baseline import chosen, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import mcnemar, rate
 from bio_diffusion.dock.pipeline import Docked, Docker
+from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.sources import PoseSource, PriorPoses
 
 COLUMNS = (
@@ -69,10 +72,19 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 class RandomStarts(PriorPoses):
-    """Random start poses, judged by another source."""
+    """Random start poses beside some of another source, which judges all."""
 
-    def __init__(self, other: PoseSource) -> None:
-        self.other = other
+    def __init__(self, other: PoseSource, share: float) -> None:
+        self.other, self.share = other, share
+
+    def poses(self, *of: Any) -> Pose:
+        *of, count, generator = of
+        random = count - round(self.share * count)
+        drawn = super().poses(*of, random, generator)
+        if random == count:
+            return drawn
+        others = self.other.poses(*of, count - random, generator)
+        return Pose(torch.cat([others.coords, drawn.coords]), drawn.tree)
 
     def judge(self, *of: Any) -> Any:
         return self.other.judge(*of)
@@ -84,8 +96,9 @@ def load(settings: dict[str, Any], seed: int) -> Docker:
     path, start = settings.pop("checkpoint", None), settings.pop("start", "network")
     settings.pop("hetero", None)  # of the receptor, not of the docker
     docker = Docker.load(path, "cpu", seed=seed, **settings)
-    if start == "random":
-        docker.source, docker.confidence = RandomStarts(docker.source), None
+    if start != "network":
+        share = {"random": 0.0, "half": 0.5}[start]
+        docker.source, docker.confidence = RandomStarts(docker.source, share), None
     return docker
 
 
@@ -108,8 +121,6 @@ def redock(docker: Docker, folder: Path, site: str, hetero: bool) -> Docked:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     torch.set_num_threads(1)
     done = set()
     if args.out.exists():
