@@ -111,6 +111,12 @@ def main():
     print(f"\n| {args.n} held-out pictures | bits/dim, at most |\n|---|---|")
     print("\n".join(f"| {name} | {value} |" for name, value in rows))
 
+    drawn = [
+        torch.cat(list(s.draw(args.n, times=s.times(args.steps, "karras"), seed=i)))
+        for i, s in enumerate(samplers if args.classifier else samplers[:1])
+    ]
+    if args.grid:
+        args.grid.write_bytes(grid_png(drawn[0][:64].permute(0, 2, 3, 1).numpy()))
     if args.classifier:
         network = load_classifier(args.classifier, torch.device("cpu"))[0]
         real = network.describe(test)
@@ -118,12 +124,6 @@ def main():
         def far(pixels):
             return frechet_distance(network.describe(pixels), real)
 
-        drawn = [
-            torch.cat(list(s.draw(args.n, times=s.times(args.steps, "karras"), seed=i)))
-            for i, s in enumerate(samplers)
-        ]
-        if args.grid:
-            args.grid.write_bytes(grid_png(drawn[0][:64].permute(0, 2, 3, 1).numpy()))
         normal = [
             gaussian.draw(args.n, chosen.shape[1:], keyed_generator(seed, 2)) for seed in seeds
         ]
