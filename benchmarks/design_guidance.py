@@ -252,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     designer = Designer.load(args.model)
     raw = set(designer.training)
-    known = {form for s in raw if (form := canonical(s))}
+    written_one_way = all(canonical(s) == s for s in designer.training[:200])
+    known = raw if written_one_way else {form for s in raw if (form := canonical(s))}
     wanted = designer.labelled[[p.name for p in designer.labelled].index(args.target)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     print(f"Model {args.model} (sha256 {designer.sha256[:12]}), target {args.target}: "
