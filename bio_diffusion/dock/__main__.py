@@ -44,7 +44,7 @@ def parser() -> Parser:
         metavar="L",
         action="append",
         default=[],
-        help="SDF, MOL2 or PDB file, or a SMILES string; repeatable",
+        help="SDF, MOL2, PDB or mmCIF file, or a SMILES string; repeatable",
     )
     what.add_argument(
         "--ligands",

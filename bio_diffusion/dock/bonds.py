@@ -20,7 +20,6 @@ Shapes: N atoms, E bonds. Coordinates in Å.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import gemmi
@@ -41,12 +40,19 @@ from .bond_odds import (
     puckering_of,
 )
 from .ligand import MAX_HEAVY_ATOMS, Refused
-from .residues import parse_structure, read_groups
 
 _REACH = 0.40  # Å beyond the sum of covalent radii within which two atoms are bonded
 _FREE = {"C": 4, "N": 3, "O": 2, "S": 2, "Se": 2}
 _AROMATIC = 1.5  # log-odds added to a double bond within a flat ring of five or six
 _CATION = 2.5  # c: log-odds that a cation must earn
+
+ORDERS = {
+    "sing": Chem.BondType.SINGLE,
+    "doub": Chem.BondType.DOUBLE,
+    "trip": Chem.BondType.TRIPLE,
+    "arom": Chem.BondType.AROMATIC,
+}
+"""Bond orders as component dictionaries write them, by their first four letters."""
 
 
 def perceive(
@@ -72,7 +78,7 @@ def perceive(
     pairs = near_pairs(elements, xyz) if bonds is None else np.asarray(bonds).reshape(-1, 2)
     mol = _single_bonded(elements, xyz, pairs)
     if len(Chem.GetMolFrags(mol)) > 1:
-        raise Refused("fragments", "the atoms do not hang together as one molecule")
+        raise Refused("fragments", "the atoms do not hang together as one molecule; give it alone")
     taken = _groups(mol, xyz)
     _solve(mol, xyz, taken)
     return mol
@@ -100,13 +106,8 @@ def with_orders(
         A molecule with one conformer, not sanitised; nitrogens of four bonds are charged.
     """
     mol = _single_bonded(elements, np.asarray(coords, dtype=np.float64), np.array(list(orders)))
-    kinds = {
-        "doub": Chem.BondType.DOUBLE,
-        "trip": Chem.BondType.TRIPLE,
-        "arom": Chem.BondType.AROMATIC,
-    }
     for (i, j), order in orders.items():
-        kind = kinds.get(order, Chem.BondType.SINGLE)
+        kind = ORDERS.get(order, Chem.BondType.SINGLE)
         mol.GetBondBetweenAtoms(i, j).SetBondType(kind)
         if kind == Chem.BondType.AROMATIC:
             mol.GetBondBetweenAtoms(i, j).SetIsAromatic(True)
@@ -267,18 +268,3 @@ def apply_template(mol: Chem.Mol, template: Chem.Mol) -> Chem.Mol:
             raise Refused(
                 "template", "the SMILES and the coordinates are not the same molecule"
             ) from None
-
-
-def molecule_from_pdb(text: str) -> Chem.Mol:
-    """The one molecule of a PDB file: all its atoms but water and hydrogens.
-
-    Raises:
-        Refused: `empty`, `too_large`, `fragments` or `bonds`.
-        InputError: The text cannot be parsed.
-    """
-    groups = read_groups(parse_structure(text, "the PDB text"), Counter())
-    atoms = [a for group in groups if group.kind != "water" for a in group.atoms]
-    if not atoms:
-        raise Refused("empty", "no heavy atoms")
-    coords = np.array([a.pos.tolist() for a in atoms])
-    return perceive([a.element.name for a in atoms], coords)

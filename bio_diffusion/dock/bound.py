@@ -5,18 +5,13 @@ additive, metal complex, part of a chain, or sugar bonded to the protein, with a
 atoms of which at least a third touch the protein. Of several, cofactors and lipids come last, then
 the one with the most atoms in touch wins.
 
-Its bond orders come, in this order, from a SMILES that the caller gives, the component's own table
-in an mmCIF file, the components of `components.json` (cofactors and nucleotides met at least three
-times in the docking set; connectivity from the wwPDB component dictionary, CC0), or from its
-geometry (`bonds`). Bonds between atoms are read off distances.
+Its bond orders come from a SMILES that the caller gives, else as `components` finds them.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import gemmi
@@ -26,11 +21,12 @@ from scipy.spatial import cKDTree
 
 from bio_diffusion.files import InputError, one_line, read_text, slug
 
-from .bonds import apply_template, near_pairs, perceive, with_orders
+from .bonds import near_pairs
+from .components import with_bonds
 from .ligand import MAX_HEAVY_ATOMS, Ligand, Refused, prepare
-from .ligand_files import parse_smiles
+from .ligand_formats import parse_smiles
 from .receptor import Receptor, assemble
-from .residues import Group, read_groups, read_structure
+from .residues import Group, parse_structure, read_groups
 
 MIN_ATOMS = 6
 """Fewest heavy atoms of a bound ligand."""
@@ -84,7 +80,8 @@ def bound_ligand(path: str | Path, smiles: str | None = None) -> tuple[Ligand, R
         InputError: The file cannot be used; or a ligand is there whose bond orders cannot be
             told: the remedy is to give its SMILES.
     """
-    structure = read_structure(path)
+    text = read_text(path)
+    structure = parse_structure(text, one_line(path))
     assemble(structure, path)  # says first what is wrong with the protein itself
     candidates = _candidates(read_groups(structure, Counter()))
     if not candidates:
@@ -94,7 +91,7 @@ def bound_ligand(path: str | Path, smiles: str | None = None) -> tuple[Ligand, R
     for candidate in candidates if template is not None else candidates[:1]:
         where = f"{one_line(path)}: bound ligand {candidate.name} at {candidate.groups[0].label}"
         try:
-            mol = _with_bonds(candidate, template, path)
+            mol = with_bonds(candidate.groups, text, template)
             stem = Path(path).name.split(".")[0]
             name = slug(f"{stem}_{candidate.name}") or "bound"
             ligand = prepare(mol, name, where)
@@ -170,49 +167,3 @@ def _joined(groups: list[Group]) -> list[list[int]]:
     for i in range(len(groups)):
         sets.setdefault(find(i), []).append(i)
     return list(sets.values())
-
-
-def _with_bonds(candidate: _Candidate, template: Chem.Mol | None, path: str | Path) -> Chem.Mol:
-    """The candidate as a molecule, by the best source of bond orders there is."""
-    elements = [atom.element.name for atom in candidate.atoms]
-    guess = perceive(elements, candidate.coords)
-    if template is not None:
-        return apply_template(guess, template)
-    if len(candidate.groups) == 1:
-        table = _cif_orders(path, candidate.name)
-        if table:
-            index = {atom.name: i for i, atom in enumerate(candidate.atoms)}
-            orders = {
-                (index[a], index[b]): order
-                for (a, b), order in table.items()
-                if a in index and b in index
-            }
-            if len(orders) >= len(elements) - 1:
-                return with_orders(elements, candidate.coords, orders)
-        if candidate.name in _components():
-            try:
-                return apply_template(guess, parse_smiles(_components()[candidate.name]))
-            except Refused:
-                pass  # another molecule under a known name, or atoms are missing
-    return guess
-
-
-def _cif_orders(path: str | Path, name: str) -> dict[tuple[str, str], str]:
-    """Bonds of a component by atom names, where an mmCIF file carries them."""
-    text = read_text(path)
-    if "_chem_comp_bond." not in text:
-        return {}
-    columns = ["comp_id", "atom_id_1", "atom_id_2", "value_order"]
-    orders = {}
-    for block in gemmi.cif.read_string(text):
-        for row in block.find("_chem_comp_bond.", columns):
-            comp, first, second, order = (gemmi.cif.as_string(cell) for cell in row)
-            if comp == name:
-                orders[first, second] = order.lower()[:4]
-    return orders
-
-
-@cache
-def _components() -> dict[str, str]:
-    """SMILES of common cofactors and nucleotides by component name."""
-    return json.loads(Path(__file__).with_name("components.json").read_text("utf-8"))
