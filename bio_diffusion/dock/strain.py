@@ -5,15 +5,16 @@ Shapes: B poses, N heavy atoms. Energies in kcal/mol of the Universal Force Fiel
 Source: the energy ratio of PoseBusters 0.6.5 (Buttenschoen, Morris and Deane, Chem. Sci. 2024): the
 energy of the pose with its hydrogens relaxed, over the mean energy of relaxed ETKDG conformers; up
 to 100 passes. Deviations, for speed: the mean is over sixteen conformers instead of fifty (fewer
-of large ligands, down to four: their energy is a sum of many terms and varies less), and is taken
-only where one conformer does not decide by a wide margin. Hydrogens are relaxed only where the pose
-does not pass without: relaxing lowers the energy, so a pass stays a pass. Work is limited by counts
-and not by the clock, so that a busy machine does not change a verdict.
+of large ligands, down to four: their energy is a sum of many terms and varies less), and they are
+made one by one, until their mean is far enough from where it would change a verdict. Hydrogens are
+relaxed only where the pose does not pass without: relaxing lowers the energy, so a pass stays a
+pass. Work is limited by counts that fall with size and not by the clock, so that a busy machine
+does not change a verdict.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ __all__ = ["Strain"]
 
 THRESHOLD = 100.0
 _ENSEMBLE = 16
-_MARGIN = 8.0  # a relaxed conformer caught in a bad minimum was five times the mean
+_MARGIN = 8.0  # times the others' energy, at most, of a relaxed conformer caught in a bad minimum
 _FULL_ENSEMBLE_ATOMS = 30  # heavy atoms; the cost of a conformer grows with the square or faster
 _EMBEDDINGS = 100  # attempts at one conformer
 
@@ -43,6 +44,10 @@ class Strain:
         self._bare = bare
         with rdBase.BlockLogs():
             self.covered = rdForceFieldHelpers.UFFHasAllMoleculeParams(Chem.AddHs(bare))
+        large = max(1.0, bare.GetNumAtoms() / _FULL_ENSEMBLE_ATOMS)
+        self._count = max(4, round(_ENSEMBLE / large**2))
+        self._attempts = max(5, round(_EMBEDDINGS / large**2))
+        self._relaxed: list[float | None] = []  # energies of conformers, None where none came
 
     def passes(self, coords: np.ndarray) -> np.ndarray:
         """(B, N, 3) Å -> (B,) bool; all true where the force field does not cover the ligand.
@@ -61,44 +66,55 @@ class Strain:
         energies = np.array(
             [field.CalcEnergy(conf.GetPositions().ravel().tolist()) for conf in mol.GetConformers()]
         )
-        low, high = self._doubt
-        for pose in np.flatnonzero(~(energies <= low)):
-            energies[pose] = _relax_hydrogens(mol, int(pose), self._bare.GetNumAtoms())
-        passed = energies <= low
-        doubtful = ~passed & (energies <= high)
-        if doubtful.any():
-            passed[doubtful] = energies[doubtful] / self._ensemble <= THRESHOLD
+        passed = np.zeros(len(energies), dtype=bool)
+        unsure = np.ones(len(energies), dtype=bool)
+        for look, (mean, trust) in enumerate(self._means()):
+            ratio = energies / mean
+            if look == 0:
+                for pose in np.flatnonzero(~(ratio <= THRESHOLD / trust)):
+                    energies[pose] = _relax_hydrogens(mol, int(pose), self._bare.GetNumAtoms())
+                ratio = energies / mean
+            passed |= unsure & (ratio <= THRESHOLD / trust)
+            unsure &= (ratio > THRESHOLD / trust) & (ratio <= THRESHOLD * trust)
+            if not unsure.any():
+                break
         return passed
 
-    @cached_property
-    def _doubt(self) -> tuple[float, float]:
-        """Energies up to which a pose surely passes, and above which it surely fails."""
-        one = self._mean(1)
-        if one <= 0:  # a ratio to a negative mean means little; the source takes it all the same
-            return -np.inf, np.inf
-        return THRESHOLD * one / _MARGIN, THRESHOLD * one * _MARGIN
+    def _means(self) -> Iterator[tuple[float, float]]:
+        """Mean energy of ever more conformers, and the factor within which all would have it.
 
-    @cached_property
-    def _ensemble(self) -> float:
-        large = max(1.0, self._bare.GetNumAtoms() / _FULL_ENSEMBLE_ATOMS)
-        count = max(4, round(_ENSEMBLE / large**2))
-        return self._mean(count) or 1e-10  # the source's way out for a lone atom
+        One of k conformers in a bad minimum raises their mean by up to (_MARGIN + k - 1) / k. The
+        last mean is taken as it is, even a negative one: a ratio to it means little, but the
+        source has it.
+        """
+        known: list[float] = []
+        for number in range(self._count):
+            if number == len(self._relaxed):
+                self._relaxed.append(self._conformer(number))
+            energy = self._relaxed[number]
+            known += [] if energy is None else [energy]
+            last = number == self._count - 1
+            if not known and last:
+                raise ValueError("no relaxed conformer to compare the internal energy with")
+            mean = float(np.mean(known)) if known else 0.0
+            if last:
+                yield mean or 1e-10, 1.0  # the source's way out for a lone atom
+            elif mean > 0:
+                yield mean, 1 + (_MARGIN - 1) / len(known)
 
-    def _mean(self, count: int) -> float:
-        """Mean energy of `count` relaxed conformers."""
+    def _conformer(self, number: int) -> float | None:
+        """Energy of a relaxed conformer, None where none can be embedded."""
         # through the InChI, as in the source: it settles tautomers and charges
         mol = MolFromInchi(MolToInchi(self._bare))
         mol = Chem.AddHs(self._bare if mol is None else mol)
         parameters: Any = rdDistGeom.ETKDGv3()  # its stubs give every field the wrong type
-        parameters.randomSeed = 42
+        parameters.randomSeed = 42 * (number + 1)
         parameters.useRandomCoords = True
-        parameters.numThreads = 1
-        parameters.maxIterations = _EMBEDDINGS
-        rdDistGeom.EmbedMultipleConfs(mol, count, parameters)
-        if mol.GetNumConformers() == 0:
-            raise ValueError("no relaxed conformer to compare the internal energy with")
-        relaxed = rdForceFieldHelpers.UFFOptimizeMoleculeConfs(mol, numThreads=1)
-        return float(np.mean([energy for _, energy in relaxed]))
+        parameters.maxIterations = self._attempts
+        if rdDistGeom.EmbedMolecule(mol, parameters) < 0:
+            return None
+        ((_, energy),) = rdForceFieldHelpers.UFFOptimizeMoleculeConfs(mol, numThreads=1)
+        return float(energy)
 
     def _with_hydrogens(self, coords: np.ndarray) -> Chem.Mol:
         """The molecule with one conformer a pose and hydrogens in idealised places."""

@@ -242,12 +242,45 @@ def test_energy_of_a_crushed_pose():
     assert strain.passes(pose[None][:0]).shape == (0,)
 
 
-def test_the_ensemble_of_a_large_ligand_is_small(monkeypatch):
-    asked = []
-    monkeypatch.setattr(Strain, "_mean", lambda self, count: asked.append(count) or 1.0)
-    for length in (10, 30, 60, 150):
-        assert Strain(Chem.MolFromSmiles("C" * length))._ensemble == 1.0
-    assert asked == [16, 16, 4, 4]
+@pytest.mark.parametrize(("length", "most"), [(10, 16), (30, 16), (60, 4), (150, 4)])
+def test_the_ensemble_of_a_large_ligand_is_small(length, most, monkeypatch):
+    """All conformers are made only where the pose's energy is a hundred times theirs."""
+    mol = Chem.MolFromSmiles("C" * length)
+    for ratio, seen in (
+        (1.0, 1),
+        (20.0, 2),
+        (30.0, 3),
+        (99.0, most),
+        (101.0, most),
+        (400.0, 3),
+        (900.0, 1),
+    ):
+        asked = []
+        strain = Strain(mol)
+        monkeypatch.setattr(strain, "_conformer", lambda number, a=asked: a.append(number) or 1.0)
+        monkeypatch.setattr("bio_diffusion.dock.strain._relax_hydrogens", lambda *_, r=ratio: r)
+        field = type("Field", (), {"CalcEnergy": lambda *_, r=ratio: r})()
+        monkeypatch.setattr(
+            "bio_diffusion.dock.strain.rdForceFieldHelpers.UFFGetMoleculeForceField",
+            lambda *_, field=field, **__: field,
+        )
+        spread = np.arange(3 * length, dtype=float).reshape(1, length, 3)
+        assert strain.passes(spread).tolist() == [ratio <= 100]
+        assert len(asked) == seen, ratio
+        assert strain.passes(np.repeat(spread, 2, 0)).tolist() == [ratio <= 100] * 2
+        assert len(asked) == seen  # kept
+
+
+def test_conformers_that_do_not_come_are_passed_over(monkeypatch):
+    mol, pose = relaxed("CC(C)CC(=O)Nc1ccccc1")
+    strain = Strain(mol)
+    plain = strain._conformer
+    monkeypatch.setattr(strain, "_conformer", lambda n: plain(n) if n == 2 else None)
+    assert strain.passes(pose[None]).tolist() == [True]
+    barren = Strain(mol)
+    monkeypatch.setattr(barren, "_conformer", lambda n: None)
+    with pytest.raises(ValueError, match="no relaxed conformer"):
+        barren.passes(pose[None])
 
 
 def test_what_cannot_be_tested_passes_with_a_note():
