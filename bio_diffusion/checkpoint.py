@@ -5,7 +5,7 @@ file. No pickle, and nothing in a file is ever imported or called: it holds name
 looks up.
 """
 
-import argparse
+import difflib
 import json
 import logging
 import sys
@@ -14,23 +14,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bio_diffusion.command import Parser
 from bio_diffusion.files import unfinished
 from bio_diffusion.sealed import REMEDY, CheckpointError, header, read, write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+WEIGHTS = Path(__file__).parent / "weights"
+"""Models that ship, a file each."""
+
 _STATE = "state-{step:09d}.safetensors"
 
 __all__ = [
+    "WEIGHTS",
     "Checkpoint",
     "CheckpointError",
     "export",
+    "find",
     "header",
     "load",
     "load_state",
     "save",
     "save_state",
+    "shipped",
 ]
 
 log = logging.getLogger(__name__)
@@ -85,6 +92,31 @@ class Checkpoint:
                 )
         module.load_state_dict(self.best)
         return module
+
+
+def shipped(kind: str = "") -> tuple[str, ...]:
+    """Names of the models that ship, of one kind or all."""
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    return tuple(f.stem for f in files if not kind or header(f)["kind"] == kind)
+
+
+def find(model: str | Path, kind: str = "") -> Path:
+    """The file of a model that ships, by name, or of one's own, by path.
+
+    Raises:
+        CheckpointError: there is no such file; says which name was meant, or all of this kind.
+    """
+    by_name = Path(model).name == str(model)  # a path is no name
+    if by_name and (path := WEIGHTS / f"{model}.safetensors").is_file():
+        return path
+    if Path(model).is_file():
+        return Path(model)
+    if Path(model).is_dir():
+        raise CheckpointError(f"{model}: is a folder; name a file in it")
+    known = shipped(kind)
+    near = difflib.get_close_matches(str(model), known, 1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"name a file or one of {', '.join(known)}"
+    raise CheckpointError(f"no model is called {str(model)!r}; {remedy}")
 
 
 def save(path: str | Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
@@ -187,22 +219,27 @@ def _without_folders(tree: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.checkpoint",
         description="Checks a checkpoint and prints its header.",
+        epilog="Exit status: 0 done; 2 the file cannot be used, or OUT cannot be written.",
     )
-    parser.add_argument("file", help="a checkpoint or training state")
+    parser.add_argument("file", help="a checkpoint, a training state, or the name of a model here")
     parser.add_argument(
         "--export", metavar="OUT", help="write its averaged weights alone, in half precision"
     )
     args = parser.parse_args(arguments)
     try:
+        file = find(args.file)
         if args.export:
-            print(f"{args.export} sha256 {export(args.file, args.export)}")
+            print(f"{args.export} sha256 {export(file, args.export)}")
         else:
-            print(json.dumps(header(args.file), indent=2))
+            print(json.dumps(header(file), indent=2))
     except CheckpointError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{args.export or args.file}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import logging
 import signal
 import sys
@@ -20,14 +21,36 @@ from typing import Any, NoReturn, Protocol, Self
 
 from bio_diffusion.files import InputError, one_line
 
-__all__ = ["Parser", "Progress", "Task", "exit_status", "keep_trace", "libraries", "one_thread"]
+__all__ = [
+    "Parser",
+    "Progress",
+    "Task",
+    "choose_device",
+    "exit_status",
+    "keep_trace",
+    "libraries",
+    "one_thread",
+]
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the whole usage before it."""
 
     def error(self, message: str) -> NoReturn:
+        kind, _, words = message.partition(": ")
+        if kind == "unrecognized arguments":
+            word = words.split()[0].partition("=")[0]
+            if near := difflib.get_close_matches(word, self._options(), 1):
+                message += f"; did you mean {near[0]}?"
         self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+    def _options(self) -> list[str]:
+        """Its flags and those of its commands."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for each in action.choices.values() for flag in each._options()]
+        return found
 
 
 class Task(Protocol):
@@ -208,6 +231,23 @@ def libraries(*names: str) -> dict[str, str]:
         "python": sys.version.split()[0],
         **{name: str(import_module(name).__version__) for name in names},
     }
+
+
+def choose_device(device: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError("device", f"no device {device!r}; say auto, cpu or cuda")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", "no CUDA device here; use cpu or auto")
+    return device
 
 
 @contextmanager

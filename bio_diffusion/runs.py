@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bio_diffusion import __version__
+from bio_diffusion.command import choose_device
 from bio_diffusion.config import ConfigError, build
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ class Run:
         self.accelerator = _accelerator(config["device"])
         self.rank = self.accelerator.process_index if self.accelerator else 0
         self.world = self.accelerator.num_processes if self.accelerator else 1
-        self.device = self.accelerator.device if self.accelerator else _device(config["device"])
+        if self.accelerator:
+            self.device = self.accelerator.device
+        else:
+            self.device = torch.device(choose_device(config["device"]))
         torch.manual_seed(config["seed"])  # the first weights; later draws are keyed by the step
         self.experiment: Experiment = build("experiment", config["experiment"], device=self.device)
         self.ema = EMA(self.experiment.module, self.fit["ema"])
@@ -308,18 +312,6 @@ def _accelerator(device: str) -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=device == "cpu")
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch finds no CUDA device here; use device=auto")
-    return torch.device(name)
 
 
 def _figures(values: Mapping[str, float]) -> str:

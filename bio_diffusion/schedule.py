@@ -30,6 +30,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bio_diffusion.command import Parser
+
 if TYPE_CHECKING:
     from bio_diffusion.checkpoint import Checkpoint
     from bio_diffusion.diffusion.schedule import Curve
@@ -150,12 +152,6 @@ def read_grid(path: Path, model: "Checkpoint") -> "Curve":
         raise ValueError(f"{path}: {error}") from error
 
 
-def _named(model: str) -> Path:
-    """A model file by path, or one that ships by name."""
-    shipped = Path(__file__).parent / "weights" / f"{model}.safetensors"
-    return shipped if shipped.is_file() and not Path(model).exists() else Path(model)
-
-
 # --- command -------------------------------------------------------------------------------------
 
 
@@ -199,19 +195,19 @@ def _knots(curve: "Curve", steps: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.schedule",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
-    model = argparse.ArgumentParser(add_help=False)
+    model = Parser(add_help=False)
     model.add_argument(
-        "--model", type=_named, required=True, help="a model file, or the name of one that ships"
+        "--model", required=True, help="a model file, or the name of one that ships"
     )
-    steps = argparse.ArgumentParser(add_help=False)
+    steps = Parser(add_help=False)
     steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
-    out = argparse.ArgumentParser(add_help=False)
+    out = Parser(add_help=False)
     out.add_argument("--out", type=Path, help="write the model here instead of in place")
     command = commands.add_parser(
         "fit", parents=[model, steps, out], help="fit a grid and keep it in the model"
@@ -227,17 +223,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--grid", type=Path, required=True, help="a file of fit --save, or knots")
     command.set_defaults(run=_set)
     args = parser.parse_args(arguments)
-    from bio_diffusion.checkpoint import CheckpointError
+    from bio_diffusion.checkpoint import CheckpointError, find
 
     for name in ("steps", "probes", "intervals"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             parser.error(f"--{name} must be 1 or more")
     try:
+        args.model = find(args.model)
         for line in args.run(args):
             print(line)
     except (CheckpointError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = error.filename2 or error.filename
+        print(f"{place}: cannot be written ({error.strerror}); use --out", file=sys.stderr)
         return 2
     return 0
 

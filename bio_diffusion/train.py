@@ -19,7 +19,6 @@ batches, the gradients are averaged, and the first process writes.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -29,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.command import Parser
 from bio_diffusion.config import ConfigError, choices, compose, override, read, split
+from bio_diffusion.files import InputError, write_json
 from bio_diffusion.runs import Run
 
 log = logging.getLogger("bio_diffusion.train")
@@ -41,7 +42,7 @@ FIT = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.train",
         description="Trains an experiment; Ctrl-C saves and stops.",
         epilog=f"experiments: {', '.join(choices('experiment'))}",
@@ -62,34 +63,45 @@ def main(arguments: list[str] | None = None) -> int:
     first = int(os.environ.get("RANK", 0)) == 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if first:
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         with _logging(folder / "train.log" if first else None):
-            return _guarded(config, folder, resume=given.resume is not None)
+            return _guarded(config, folder, resume=given.resume is not None, first=first)
     except OSError as error:
-        print(f"{folder}: cannot be written ({error.strerror})", file=sys.stderr)
+        print(f"{folder}: cannot be written ({error.strerror}); say run=FOLDER", file=sys.stderr)
         return 2
 
 
-def _guarded(config: Mapping[str, Any], folder: Path, *, resume: bool) -> int:
+def _guarded(config: Mapping[str, Any], folder: Path, *, resume: bool, first: bool) -> int:
     """The exit status of a run, faults included."""
     try:
-        return Run(config, folder, resume=resume)()
-    except (ConfigError, CheckpointError) as error:
+        run = Run(config, folder, resume=resume)
+    except (ConfigError, CheckpointError, InputError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:
+        return _fault(error, folder)
+    try:
+        if first:
+            write_json(folder / "config.json", config)
+        return run()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # a fault of ours, or of the machine: the whole of it to the log
-        log.debug("fault", exc_info=True)
-        reason = " ".join(str(error).split())
-        print(f"{type(error).__name__}: {reason} (see {folder / 'train.log'})", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return _fault(error, folder)
+
+
+def _fault(error: Exception, folder: Path) -> int:
+    """A fault of ours, or of the machine: the whole of it to the log, a line to the screen."""
+    log.debug("fault", exc_info=error)
+    reason = " ".join(str(error).split())
+    print(f"{type(error).__name__}: {reason} (see {folder / 'train.log'})", file=sys.stderr)
+    return 1
 
 
 def _settings(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The settings and the folder that a command line asks for."""
     if given.resume:
+        if not (Path(given.resume) / "config.json").is_file():
+            raise ConfigError(f"{given.resume}: holds no run; name the folder of one")
         config = override(read(Path(given.resume) / "config.json"), given.words)
     elif given.config:
         config = override(read(given.config), given.words)
@@ -107,7 +119,10 @@ def _settings(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         return config, Path(given.resume)
     chosen = dict(map(split, given.words)).get("experiment", config["experiment"]["name"])
     folder = Path(config["run"] or "runs/" + str(chosen).replace("/", "-"))
-    if int(os.environ.get("RANK", 0)) == 0 and (folder / "config.json").exists():
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; say run=FOLDER")
+    kept = [*folder.glob("state-*.safetensors"), *folder.glob("model.safetensors")]
+    if int(os.environ.get("RANK", 0)) == 0 and kept:
         raise ConfigError(
             f"{folder} holds a run: --resume {folder} goes on, run=FOLDER begins anew"
         )

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -239,6 +240,32 @@ def test_last_two_states_are_kept_and_the_newest_intact_one_is_used(tmp_path, ca
     (tmp_path / kept[0]).unlink()
     with pytest.raises(CheckpointError, match="no intact training state"):
         ckpt.load_state(tmp_path)
+
+
+def test_models_are_found_by_name_or_path(saved):
+    names = ckpt.shipped("design")
+    assert "yeast" in names and "dock" not in names and set(names) < set(ckpt.shipped())
+    assert ckpt.find("yeast", "design") == ckpt.WEIGHTS / "yeast.safetensors"
+    assert ckpt.find(saved) == saved
+    for model, said in (
+        ("yeats", "did you mean 'yeast'?"),
+        ("nonsense", "name a file or one of "),
+        (str(saved.parent), "is a folder"),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            ckpt.find(model, "design")
+
+
+def test_the_command_refuses_in_one_line(saved, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "no" / "x.safetensors", tmp_path / "file" / "x"):
+        assert ckpt.main([str(saved), "--export", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "cannot be written" in error
+    assert ckpt.main(["dok"]) == 2 and "did you mean 'dock'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        ckpt.main([])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_command_prints_the_header(saved, capsys):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from bio_diffusion.command import Parser, choose_device
 from bio_diffusion.files import (
     InputError,
     rounded,
@@ -89,3 +90,27 @@ def test_a_full_disk_takes_back_what_was_half_added(tmp_path, monkeypatch):
     append(journal, b"three\n")
     journal.close()
     assert (tmp_path / ".journal").read_bytes() == b"one\nthree\n"
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    for name in ("cuda", "gpu"):
+        with pytest.raises(InputError, match="cpu"):
+            choose_device(name)
+
+
+def test_a_wrong_flag_is_one_line_that_names_the_right_one(capsys):
+    parser = Parser(prog="x", allow_abbrev=False)
+    parser.add_argument("--num-poses")
+    commands = parser.add_subparsers()
+    commands.add_parser("fit", allow_abbrev=False).add_argument("--intervals")
+    for words, said in (
+        (["--numposes=3"], "did you mean --num-poses?"),
+        (["fit", "--interval=3"], "did you mean --intervals?"),
+        (["--zzz"], "unrecognized arguments: --zzz; --help shows the usage"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(words)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and said in error and error.count("\n") == 1

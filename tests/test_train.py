@@ -203,9 +203,9 @@ def test_evaluation_uses_the_averaged_weights_once_a_step(settings, tmp_path, mo
         (["experiment=toy/mixtur"], "did you mean 'toy/mixture'"),
         (["experiment=toy/mixture", "fit.max_step=1"], "did you mean 'fit.max_steps'"),
         (["experiment=toy/mixture", "experiment.width=wide"], "whole number"),
-        (["experiment=toy/mixture", "device=tpu"], "device must be"),
+        (["experiment=toy/mixture", "device=tpu"], "no device 'tpu'"),
         (["experiment=toy/mixture", "--config", "none.json"], "cannot be read"),
-        (["--resume", "nowhere"], "cannot be read"),
+        (["--resume", "nowhere"], "holds no run"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(words, part, tmp_path, monkeypatch, capsys):
@@ -229,6 +229,29 @@ def test_folders_are_not_mixed_up(settings, tmp_path, capsys):
     file.write_text(json.dumps({"run": None, "fit": {}}))
     assert main(["--config", str(file)]) == 2
     assert "lack 'seed'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["design/qm9", "image/mnist", "dock/plain"])
+def test_data_that_cannot_be_used_are_one_line_and_no_run_begins(name, tmp_path, capsys):
+    key = "train" if name == "dock/plain" else "data"
+    for data, said in (("nowhere", "nowhere"), (tmp_path / "text", "text")):
+        (tmp_path / "text").write_text("no data")
+        words = [f"experiment={name}", f"experiment.{key}={data}", f"run={tmp_path / 'run'}"]
+        for _ in range(2):  # a second try is not told that a run is there
+            assert main(words) == 2
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1 and "--resume" not in error, error
+
+
+def test_a_run_that_broke_before_its_first_state_begins_anew(settings, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    file = tmp_path / "again.json"
+    file.write_text(json.dumps(settings | {"run": str(folder)}))
+    assert main(["--config", str(file)]) == 0
+    assert json.loads((folder / "config.json").read_text())["run"] == str(folder)
+    assert main(["--config", str(file)]) == 2
 
 
 def test_a_fault_is_one_line_and_its_traceback_in_the_log(settings, tmp_path, monkeypatch, capsys):

@@ -20,7 +20,7 @@ Examples:
   python -m bio_diffusion.design smiles --scaffold 'c1ccc2[nH]ccc2c1' --guidance cfg
   python -m bio_diffusion.design dna --n 50 --avoid EcoRI BsaI --gc 0.4:0.6 --max-homopolymer 5
   python -m bio_diffusion.design dna --template 'NNNNTTGACANNNNNNNNNNNNNNNNNTATAATNNN' --seed 1
-  python -m bio_diffusion.design smiles --model qm9 --objective 'qed>=0.5' --guidance cfg \
+  python -m bio_diffusion.design smiles --model qm9 --objective 'qed>=0.5' --guidance cfg \\
       --steps 8 --schedule sine
   python -m bio_diffusion.design --job jobs.yaml --out results
 """

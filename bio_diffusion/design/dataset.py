@@ -95,10 +95,12 @@ def read_rows(path: Path, split: str) -> Iterator[dict[str, str]]:
         with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if "split" not in (reader.fieldnames or ()):
-                raise ValueError(f"{path}: has no column split (train, val or test)")
+                raise files.InputError(
+                    "format", f"{path}: has no column split (train, val or test)"
+                )
             yield from (row for row in reader if row["split"] == split)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: is no gzipped CSV ({error})") from error
+        raise files.InputError("format", f"{path}: is no gzipped CSV ({error})") from error
 
 
 class SequenceSet:
@@ -129,11 +131,11 @@ class SequenceSet:
                 self.refused += 1
                 continue
             except KeyError as error:
-                raise ValueError(f"{path}: has no column {column}") from error
+                raise files.InputError("format", f"{path}: has no column {column}") from error
             labels.append([p.label(row[p.name]) for p in properties])
             self.strings.append(row[column])
         if not ids:
-            raise ValueError(f"{path}: no usable {column} in its split {split}")
+            raise files.InputError("format", f"{path}: no usable {column} in its split {split}")
         self.x = torch.frombuffer(bytearray(b"".join(ids)), dtype=torch.uint8).view(len(ids), -1)
         self.labels = torch.tensor(labels, dtype=torch.long).view(len(ids), len(properties))
 
@@ -153,7 +155,9 @@ def open_sets(
     rows = list(read_rows(path, "train"))
     for key in properties:
         if rows and key not in rows[0]:
-            raise ValueError(f"{path}: has no column {key}; there are {', '.join(rows[0])}")
+            raise files.InputError(
+                "format", f"{path}: has no column {key}; there are {', '.join(rows[0])}"
+            )
     cuts = tuple(cut(key, spec, [row[key] for row in rows]) for key, spec in properties.items())
     train, val = (SequenceSet(path, split, column, tokenizer, cuts) for split in ("train", "val"))
     return train, val, cuts

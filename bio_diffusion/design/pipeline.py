@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from bio_diffusion import checkpoint
-from bio_diffusion.checkpoint import Checkpoint, CheckpointError
+from bio_diffusion.checkpoint import WEIGHTS, Checkpoint, CheckpointError
+from bio_diffusion.command import choose_device
 from bio_diffusion.design.dataset import SequenceSet, find_data, read_rows
 from bio_diffusion.design.grid import grid
 from bio_diffusion.design.model import Continued, Generator, Predictor, Value
@@ -45,7 +46,6 @@ __all__ = ["Designer"]
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 CHUNK = 64
 # Letters times squared sites up to which cbg asks its predictor about every letter of every site:
 # first-order guidance is some hundred times cheaper, but says little where the predictor is sure.
@@ -80,8 +80,7 @@ class Designer:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The generators that ship."""
-        files = sorted(WEIGHTS.glob("*.safetensors"))
-        return tuple(f.stem for f in files if checkpoint.header(f)["kind"] == "design")
+        return checkpoint.shipped("design")
 
     @classmethod
     def load(cls, model: str = "zinc", device: str = "auto") -> Designer:
@@ -89,16 +88,10 @@ class Designer:
 
         Raises:
             CheckpointError: the file cannot be used, or there is none of that name.
+            InputError: there is no such device.
         """
-        path = WEIGHTS / f"{model}.safetensors"
-        if not path.is_file():
-            path = Path(model)
-        if not path.is_file():
-            raise CheckpointError(
-                f"no model is called {model!r}; name a file or one of {', '.join(cls.names())}"
-            )
-        chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
-        return cls(path, torch.device("cpu" if chosen == "auto" else chosen))
+        path = checkpoint.find(model, "design")
+        return cls(path, torch.device(choose_device(device)))
 
     @property
     def properties(self) -> dict[str, tuple[str, ...]]:

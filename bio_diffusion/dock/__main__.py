@@ -55,14 +55,22 @@ def parser() -> Parser:
     where.add_argument("--autobox_ligand", metavar="FILE", help="box around this ligand")
     where.add_argument("--center", metavar=("X", "Y", "Z"), nargs=3, type=float, help="Å")
     where.add_argument("--pocket-residues", metavar="A:45,A:102", help="box around residues")
-    where.add_argument("--blind", action="store_true", help="find the sites (the default)")
+    where.add_argument(
+        "--blind",
+        action="store_true",
+        help="find the sites (the default; --protein alone redocks a ligand in it)",
+    )
     how = p.add_argument_group("how")
     how.add_argument("--size", metavar="A", type=float, help="edge of the box with --center, Å")
     how.add_argument("--num-poses", metavar="N", type=int, help="poses of each ligand (10)")
     how.add_argument("--seed", metavar="N", type=int, help="random seed (0)")
     how.add_argument("--steps", metavar="N", type=int, help="steps of the diffusion sampler")
     how.add_argument("--schedule", metavar="NAME", help="adaptive, uniform or karras")
-    how.add_argument("--checkpoint", metavar="FILE", help="trained model, or none: physics alone")
+    how.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="trained model (or the name of one that ships), or none: physics alone",
+    )
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     how.add_argument(
         "--prepare",

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph, residue_positions
 from bio_diffusion.dock.pose import Pose, TorsionTree
+from bio_diffusion.files import InputError
 
 __all__ = ["CompactSet", "Example", "PoseBatches", "crop_radius", "write_compact"]
 
@@ -141,11 +142,12 @@ class CompactSet(Sequence[Example]):
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+            raise InputError("format", f"{path}: not a safetensors file ({error})") from error
         if header.get("format") != str(FORMAT) or set(arrays) != set(self._COUNTS):
-            raise ValueError(
+            raise InputError(
+                "format",
                 f"{path}: not a compact docking set of format {FORMAT}; "
-                "make one with python -m bio_diffusion.dock.prepare"
+                "make one with python -m bio_diffusion.dock.prepare",
             )
         rows = json.loads(header["index"])
         self._arrays = arrays

@@ -91,7 +91,7 @@ def open_set(name: str, split: str) -> CompactSet:
             words += ["--split", split]
         prepare.main(words)
         if not prepared.exists():
-            raise ValueError(f"{path}: no complex in it could be prepared")
+            raise files.InputError("empty", f"{path}: no complex in it could be prepared")
     return CompactSet(prepared)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bio_diffusion.command import Parser
 from bio_diffusion.files import InputError, one_line, require_file, slug
 
 from .archive import Limits, require_free, unpack
@@ -197,7 +198,7 @@ class _Resuming:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.dock.fetch",
         description=(__doc__ or "").split("\n")[0],
         epilog=(__doc__ or "").partition("--cache DIR]\n\n")[2],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import bio_diffusion
+from bio_diffusion.checkpoint import find
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, slug
 from .pipeline import Docker, Settings, reference_pose
@@ -40,7 +41,7 @@ class Session:
     """What a worker needs to dock jobs; loads the model when it is first used.
 
     Args:
-        checkpoint: File, or None for what ships.
+        checkpoint: File or name of one that ships, None for the usual one, or "none".
         device: `auto`, `cpu` or `cuda`.
         settings: How to dock.
     """
@@ -54,7 +55,10 @@ class Session:
     @property
     def docker(self) -> Docker:
         if self._docker is None:
-            self._docker = Docker.load(self.checkpoint, self.device, **asdict(self.settings))
+            given: str | Path | None = self.checkpoint
+            if given not in (None, "none"):
+                given = find(given, "dock")
+            self._docker = Docker.load(given, self.device, **asdict(self.settings))
         return self._docker
 
     def __getstate__(self) -> dict[str, Any]:

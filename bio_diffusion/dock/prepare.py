@@ -29,6 +29,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from bio_diffusion.command import Parser
 from bio_diffusion.files import InputError, one_line, read_text
 
 __all__ = ["complex_folders", "example_from_files", "main", "read_ligand", "read_manifest"]
@@ -263,7 +264,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.dock.prepare",
         description=(__doc__ or "").split("\n")[0],
         epilog=(__doc__ or "").partition("--out FILE\n\n")[2],

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bio_diffusion import checkpoint
-from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.command import choose_device
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
@@ -37,7 +37,6 @@ from bio_diffusion.image.model import restored
 
 __all__ = ["ImageSampler", "load_classifier", "schedule_probe"]
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 CHUNK = 32
 # for tensors and for tokens, the usual one first
 SAMPLERS = (("heun", "euler", "ancestral"), ("ancestral",))
@@ -72,8 +71,7 @@ class ImageSampler:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The models that ship."""
-        files = sorted(WEIGHTS.glob("*.safetensors"))
-        return tuple(f.stem for f in files if checkpoint.header(f)["kind"] == "image")
+        return checkpoint.shipped("image")
 
     @classmethod
     def load(cls, model: str = "mnist", device: str = "auto") -> ImageSampler:
@@ -81,10 +79,9 @@ class ImageSampler:
 
         Raises:
             CheckpointError: the file cannot be used, or there is none of that name.
+            InputError: there is no such device.
         """
-        chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
-        place = torch.device("cpu" if chosen == "auto" else chosen)
-        return cls(_found(model, cls.names()), place)
+        return cls(checkpoint.find(model, "image"), torch.device(choose_device(device)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -251,22 +248,13 @@ class ImageSampler:
         return Latents(z, torch.zeros(len(z), dtype=torch.bool, device=z.device)), cost
 
 
-def _found(model: str, names: tuple[str, ...]) -> Path:
-    for path in (WEIGHTS / f"{model}.safetensors", Path(model)):
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        f"no model is called {model!r}; name a file or one of {', '.join(names) or 'none'}"
-    )
-
-
 def load_classifier(model: str, device: torch.device) -> tuple[Classifier, str, str]:
     """A classifier by name or file, the data that it was trained on, and its file's sha256.
 
     Raises:
         CheckpointError: the file cannot be used.
     """
-    loaded = checkpoint.load(_found(model, ("mnist_classifier",)), "image_classifier")
+    loaded = checkpoint.load(checkpoint.find(model, "image_classifier"), "image_classifier")
     weights = loaded.best
     features, classes = weights["hidden.weight"].shape[0], weights["head.weight"].shape[0]
     channels = weights["convolutions.0.weight"].shape[1]

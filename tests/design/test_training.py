@@ -11,7 +11,6 @@ import torch
 from bio_diffusion import runs, schedule
 from bio_diffusion.checkpoint import CheckpointError, load
 from bio_diffusion.config import ConfigError, build
-from bio_diffusion.design import pipeline
 from bio_diffusion.design.dataset import SequenceSet, cut, open_sets
 from bio_diffusion.design.oracle import auroc, oracles, spearman
 from bio_diffusion.design.pipeline import CHUNK, Designer
@@ -186,7 +185,7 @@ def test_hidden_states_are_moved_towards_a_class(model, tmp_path):
 def test_models_are_found_by_name_or_named(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no model is called 'nonsense'"):
         Designer.load("nonsense")
-    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
+    monkeypatch.setattr("bio_diffusion.checkpoint.WEIGHTS", tmp_path)
     assert Designer.names() == ()
 
 
