@@ -24,7 +24,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from design_guidance import spread
+from tables import spread
 
 from bio_diffusion.design import metrics
 from bio_diffusion.design.dataset import find_data, read_rows

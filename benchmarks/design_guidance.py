@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from tables import spread
 
 from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.design.properties import canonical, measure, molecule
@@ -215,14 +216,6 @@ def figures(smiles: Sequence[str], target: str, known: set[str], raw: set[str]) 
         "heavy": statistics.mean(heavy) if heavy else math.nan,
     }
 
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard error over seeds."""
-    values = [v for v in values if math.isfinite(v)]
-    if not values:
-        return "none"
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from design_guidance import spread
+from tables import spread
 
 from bio_diffusion.design.metrics import internal_diversity
 from bio_diffusion.design.pipeline import CHUNK, Designer

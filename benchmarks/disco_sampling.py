@@ -30,10 +30,10 @@ from disco_toy import (
     coverage,
     energy_distance,
     load,
-    pm,
     points,
     time_of,
 )
+from tables import spread
 
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.guidance import ClassifierFree
@@ -223,14 +223,14 @@ def table(arguments):
     calls = [2 * n - 1 for n in STEPS]
     print("## Energy distance x 1000 against calls of the denoiser (Heun)\n")
     free = [1000 * v for v in floor["energy"]]
-    print(f"Of true points: {pm(free, 2)} over 8 sets, a single one strays by "
+    print(f"Of true points: {spread(free, 2)} over 8 sets, a single one strays by "
           f"{statistics.stdev(free):.2f}.\n")  # fmt: skip
     print(f"| model | grid | {' | '.join(map(str, calls))} |")
     print("|---" * (2 + len(calls)) + "|")
     for arm, runs in groups.items():
         for grid in ("Karras", "adaptive"):
             cells = [
-                pm([1000 * run["distances"][f"{grid} {n}"]["energy"] for run in runs], 1)
+                spread([1000 * run["distances"][f"{grid} {n}"]["energy"] for run in runs], 1)
                 for n in STEPS
             ]
             print(f"| {arm} | {grid} | {' | '.join(cells)} |")
@@ -255,21 +255,21 @@ def table(arguments):
                 parts["grid"].append(log("adaptive", none) - zero)
                 parts["sum"].append(parts["latents"][-1] + parts["grid"][-1])
                 parts["both"].append(log("adaptive", run["distances"]) - zero)
-            print(f"| {arm} | {2 * n - 1} | {' | '.join(pm(v, 2) for v in parts.values())} |")
+            print(f"| {arm} | {2 * n - 1} | {' | '.join(spread(v, 2) for v in parts.values())} |")
     print("\n## Coverage and width at 35 calls, Karras's grid\n")
     print("| model | least share / even | total variation of shares | strays, % | spread (0.2) "
           "| sliced Wasserstein-2 | multiplications a call + a draw of the prior |")  # fmt: skip
     print("|---" * 7 + "|")
     for arm, runs in groups.items():
         rows = [run["distances"]["Karras 18"] for run in runs]
-        cells = [pm([r["least"] for r in rows], 2), pm([r["tv"] for r in rows])]
-        cells += [pm([100 * r["strays"] for r in rows], 2), pm([r["spread"] for r in rows])]
-        cells += [pm([r["sliced"] for r in rows])]
+        cells = [spread([r["least"] for r in rows], 2), spread([r["tv"] for r in rows])]
+        cells += [spread([100 * r["strays"] for r in rows], 2), spread([r["spread"] for r in rows])]
+        cells += [spread([r["sliced"] for r in rows])]
         cost = runs[0].get("multiplications")
         print(
             f"| {arm} | {' | '.join(cells)} | {'' if cost is None else '{} + {}'.format(*cost)} |"
         )
-    print(f"\nSliced distance of true points: {pm(floor['sliced'])}.")
+    print(f"\nSliced distance of true points: {spread(floor['sliced'])}.")
     print("\n## Curvature of the probability flow, 500 paths of 50 Heun steps\n")
     names = [f"median at a = {s:g}" for s in LEVELS[:-1]]
     print("| model | path / chord, mean | its 90th percentile | curvature, median "
@@ -277,8 +277,8 @@ def table(arguments):
     print("|---" * (5 + len(names)) + "|")
     for arm, runs in groups.items():
         rows = [run["curvature"] for run in runs]
-        cells = [pm([r[key] for r in rows]) for key in ("ratio", "ratio_90", "median", "p90")]
-        cells += [pm([r["by_level"][i] for r in rows]) for i in range(len(names))]
+        cells = [spread([r[key] for r in rows]) for key in ("ratio", "ratio_90", "median", "p90")]
+        cells += [spread([r["by_level"][i] for r in rows]) for i in range(len(names))]
         print(f"| {arm} | {' | '.join(cells)} |")
     print("\n## Guidance on the latent, 30 Euler steps: D(z) + w (D(z) - D(null))\n")
     print("| model | w | calls | energy distance x 1000 | spread (0.2) | least share / even "
@@ -287,8 +287,10 @@ def table(arguments):
     for arm, runs in groups.items():
         for weight in map(str, WEIGHTS) if "guided" in runs[0] else ():
             rows = [run["guided"][weight] for run in runs]
-            cells = [pm([1000 * r["energy"] for r in rows], 1), pm([r["spread"] for r in rows])]
-            cells += [pm([r["least"] for r in rows], 2), pm([100 * r["strays"] for r in rows], 2)]
+            cells = [spread([1000 * r["energy"] for r in rows], 1)]
+            cells += [spread(r["spread"] for r in rows)]
+            cells += [spread([r["least"] for r in rows], 2)]
+            cells += [spread([100 * r["strays"] for r in rows], 2)]
             print(f"| {arm} | {weight} | {60 if float(weight) else 30} | {' | '.join(cells)} |")
 
 

@@ -19,11 +19,11 @@ A run that was interrupted goes on with what its folder lacks.
 import argparse
 import json
 import math
-import statistics
 import time
 from pathlib import Path
 
 import torch
+from tables import spread
 from torch import nn
 
 from bio_diffusion.diffusion.collapse import balanced, joined, revive, shared
@@ -384,15 +384,6 @@ def load(folder):
     return sorted(out, key=lambda pair: (list(ARMS).index(pair[0]["arm"]), pair[0]["seed"]))
 
 
-def pm(values, digits=3):
-    """Mean and standard error over seeds."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
-
 
 def table(arguments):
     runs = [run for run, _ in load(arguments.runs)]
@@ -407,9 +398,9 @@ def table(arguments):
         cells = [[run[key] for run in group if key in run] for key in
                  ("used", "information", "of_mode", "marginal", "prior", "least")]  # fmt: skip
         by_seed = " ".join(str(n) for n in cells[0])
-        cells = [pm(cells[0], 1), by_seed, *(pm(values, 2) for values in cells[1:])]
-        cells += [pm([100 * r["strays"] for r in group], 1)]
-        cells += [pm([1000 * r["distance"] for r in group], 1)]
+        cells = [spread(cells[0], 1), by_seed, *(spread(values, 2) for values in cells[1:])]
+        cells += [spread([100 * r["strays"] for r in group], 1)]
+        cells += [spread([1000 * r["distance"] for r in group], 1)]
         print(f"| {arm} | {len(group)} | {' | '.join(cells)} |")
     print("\n## Denoising loss E|D - x_0|^2 by noise level, held-out data\n")
     print(f"| model | latents | {' | '.join(f'{s:g}' for s in LEVELS)} |")
@@ -422,10 +413,10 @@ def table(arguments):
     for arm in arguments.arms or of:
         for name in of[arm][0]["loss"]:
             rows = zip(*(run["loss"][name] for run in of[arm]), strict=True)
-            print(f"| {arm} | {name} | {' | '.join(pm(list(row)) for row in rows)} |")
+            print(f"| {arm} | {name} | {' | '.join(spread(list(row)) for row in rows)} |")
     print("\n## Parameters and CPU seconds of training\n")
     for arm, group in of.items():
-        print(f"* {arm}: {group[0]['size']}; {pm([r['seconds'] for r in group], 0)}")
+        print(f"* {arm}: {group[0]['size']}; {spread([r['seconds'] for r in group], 0)}")
 
 
 def main():

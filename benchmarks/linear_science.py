@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import spread
 
 from bio_diffusion.diffusion.linear import LinearDiffusion
 from bio_diffusion.diffusion.linear_kernels import alda, cld, malda, vpsde
@@ -205,19 +206,27 @@ def normal_bits(data):
     return float(bits_per_dim(law.log_prob(data.test).mean(), data.d, data.log_det, data.levels))
 
 
-def train_all(arguments):
-    done = [json.loads(line) for line in arguments.out.open()] if arguments.out.exists() else []
+def train_missing(path, kind, names, seeds, train):
+    """Adds what `train(name, seed)` says, a line each, for the networks that a file lacks."""
+    done = [json.loads(line) for line in path.open()] if path.exists() else []
     keys = {(run["data"], run["process"], run["seed"]) for run in done}
+    for seed in range(seeds):
+        for name in names:
+            if (kind, name, seed) not in keys:
+                run = {"data": kind, "process": name, "seed": seed} | train(name, seed)
+                with path.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+
+
+def train_all(arguments):
     for kind in arguments.data:
         data = KINDS[kind](arguments.digits)
-        for seed in range(arguments.seeds):
-            for name in NAMES:
-                if (kind, name, seed) in keys:
-                    continue
-                run = train(data, name, seed, arguments.steps, arguments.draws)
-                with arguments.out.open("a") as file:
-                    head = {"data": kind, "process": name, "seed": seed}
-                    file.write(json.dumps(head | run) + "\n")
+        train_missing(
+            arguments.out, kind, NAMES, arguments.seeds,
+            lambda name, seed, data=data: train(
+                data, name, seed, arguments.steps, arguments.draws
+            ),
+        )  # fmt: skip
 
 
 def table(arguments):
@@ -237,7 +246,7 @@ def table(arguments):
             mine = [run for run in runs if run["data"] == kind and run["process"] == name]
             if len(mine) > 1:
                 far = [[1000 * r["distances"][n] for r in mine] for n in ("10", "30")]
-                cells = [pm([r["bits"] for r in mine], 3), *(pm(values, 1) for values in far)]
+                cells = [spread(r["bits"] for r in mine), *(spread(values, 1) for values in far)]
                 seconds = statistics.mean(r["seconds"] for r in mine)
                 print(f"| {name} | {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
         print()
@@ -247,11 +256,6 @@ def table(arguments):
                 print(f"* {run['process']}, seed {run['seed']}: D = diag({shape}), "
                       f"Q_xv = {run['Q'][0][1]:.2f}")  # fmt: skip
 
-
-def pm(values, digits):
-    """Mean and standard error over seeds."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}"
 
 
 def main():

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 
 import torch
+from linear_science import Network, train_missing
+from tables import spread
 
 from bio_diffusion.diffusion.linear import LinearDiffusion
 from bio_diffusion.diffusion.linear_kernels import alda, cld, malda, vpsde
@@ -123,29 +125,11 @@ class Torsions:
 # --- networks ------------------------------------------------------------------------------------
 
 
-class Network(torch.nn.Module):
-    """Three hidden layers on the state and ln tau."""
-
-    def __init__(self, variables, width=96):
-        super().__init__()
-        d, sizes = 2 * variables, (2 * variables + 1, width, width, width)
-        layers = []
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
-            layers += [torch.nn.Linear(a, b), torch.nn.SiLU()]
-        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(width, d))
-        torch.nn.init.zeros_(self.layers[-1].weight)  # begins as the bound of normal data
-        torch.nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(self, x, noise, cond=None):
-        flat = torch.cat([x.flatten(1), noise[:, None] / 4], -1)
-        return self.layers(flat).view_as(x)
-
-
 def train(data, held_out, name, seed, steps, batch, draws):
     process = make(name, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser = NoisePrediction(Network(process.variables), process)
+        denoiser = NoisePrediction(Network(process.variables, 2, 96), process)
     optimizer = torch.optim.Adam(denoiser.parameters(), 3e-3)
     cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ema, start, skipped = EMA(denoiser, 0.99), time.process_time(), 0
@@ -198,21 +182,17 @@ def exact(arguments):
 
 
 def train_all(arguments):
-    done = [json.loads(line) for line in arguments.out.open()] if arguments.out.exists() else []
-    keys = {(run["data"], run["process"], run["seed"]) for run in done}
     for kind in arguments.data:
         data = {"mixture": Mixture, "torsions": Torsions}[kind]()
         held_out = data.draw(1000, keyed_generator(1)) if kind == "mixture" else data.held_out
-        for seed in range(arguments.seeds):
-            for name in NAMES:
-                if (kind, name, seed) in keys:
-                    continue
-                run = train(
-                    data, held_out, name, seed, arguments.steps, arguments.batch, arguments.draws
-                )
-                head = {"data": kind, "process": name, "seed": seed, "held_out": len(held_out)}
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps({**head, **run}) + "\n")
+
+        def run(name, seed, data=data, held_out=held_out):
+            found = train(
+                data, held_out, name, seed, arguments.steps, arguments.batch, arguments.draws
+            )
+            return {"held_out": len(held_out)} | found
+
+        train_missing(arguments.out, kind, NAMES, arguments.seeds, run)
 
 
 def table(arguments):
@@ -230,14 +210,9 @@ def table(arguments):
         for name in NAMES:
             mine = [r for r in runs if r["data"] == kind and r["process"] == name]
             if len(mine) > 1:
-                root = math.sqrt(len(mine))
-                nats, bits = ([r[key] for r in mine] for key in ("nats", "bits"))
+                nats, bits = (spread(r[key] for r in mine) for key in ("nats", "bits"))
                 seconds = statistics.mean(r["seconds"] for r in mine)
-                print(
-                    f"| {name} | {statistics.mean(nats):.3f} +- {statistics.stdev(nats) / root:.3f}"
-                    f" | {statistics.mean(bits):.3f} +- {statistics.stdev(bits) / root:.3f}"
-                    f" | {len(mine)} | {seconds:.0f} |"
-                )
+                print(f"| {name} | {nats} | {bits} | {len(mine)} | {seconds:.0f} |")
 
 
 def main():

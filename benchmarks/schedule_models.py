@@ -20,12 +20,12 @@ import argparse
 import functools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from tables import spread
 from torch import Tensor
 
 from bio_diffusion import grids
@@ -45,10 +45,6 @@ HAND = {
 }
 ENDS = ("the flow's own end", "other real digits")
 
-
-def spread(values: list[float], digits: int) -> str:
-    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 # --- molecules -----------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def test_a_bad_protein_ends_the_run_before_any_work(kind, tmp_path, capsys):
         (["--ligands", "nowhere.csv"], "nowhere.csv"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--checkpoint", "dok"], "did you mean 'dock'?"),
         (["--num-poses", "0"], "num_poses"),
         (["--workers", "0"], "--workers"),
         (["strats=3"], "starts"),
@@ -180,6 +181,7 @@ def test_bad_usage_is_one_line_and_status_2(words, said, tmp_path, capsys):
         ([*BOX, "--blind"], "--blind"),
         (["--resume", "--overwrite"], "--overwrite"),
         (["--device", "abacus"], "abacus"),
+        (["--numposes", "3"], "did you mean --num-poses?"),
     ],
 )
 def test_flags_that_do_not_parse_are_one_line(words, said, capsys):
