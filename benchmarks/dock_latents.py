@@ -33,13 +33,13 @@ from vina_baseline import chosen, search_box
 
 from bio_diffusion.diffusion.latents import Latents
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
-from bio_diffusion.dock.encoders import Complex
 from bio_diffusion.dock.metrics import mcnemar, rate, symmetric_rmsd
 from bio_diffusion.dock.network import NetworkPoses, load_model
 from bio_diffusion.dock.pipeline import Docker
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.search import random_poses
 from bio_diffusion.dock.sources import SHIPPED, PreparedLigand
+from bio_diffusion.dock.trunk import Complex
 from bio_diffusion.grids import kept
 
 POSES = 16

@@ -1,9 +1,10 @@
-"""Steps and time grid of the reverse diffusion: how good the network's poses are as drawn.
+"""Steps, grid and temperature of the reverse diffusion: how good its poses are as drawn.
 
 No search, no minimisation and no ranking follow: 16 poses a complex come straight from the sampler.
 
     python benchmarks/dock_steps.py --data DATA/val --manifest manifest.csv --split val \
-        --sample 40 [--steps 6 10 20] [--checkpoint FILE]
+        --sample 40 [--steps 6 10 20] [--schedule uniform karras adaptive]
+        [--inverse-temperature 1 2 4 8] [--checkpoint FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--steps", type=int, nargs="+", default=[6, 10, 20])
+    parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=SCHEDULES)
+    parser.add_argument("--inverse-temperature", type=float, nargs="+", default=[1.0])
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, loaded = load_model(args.checkpoint, torch.device("cpu"))
     curve = kept(loaded)
     sources: dict[str, PoseSource] = {"random in the box": PriorPoses()}
-    for schedule in SCHEDULES:
-        for steps in args.steps:
-            if schedule != "adaptive" or curve is not None:
-                name = f"{schedule}, {steps} steps"
-                sources[name] = NetworkPoses(model, curve, steps, schedule)
+    for schedule, steps, cold in product(args.schedule, args.steps, args.inverse_temperature):
+        if schedule != "adaptive" or curve is not None:
+            name = f"{schedule}, {steps} steps, inverse temperature {cold:g}"
+            sources[name] = NetworkPoses(model, curve, steps, schedule, inverse_temperature=cold)
     found: dict[str, list[np.ndarray]] = {name: [] for name in sources}
     spent = dict.fromkeys(sources, 0.0)
     for key, _, _ in chosen(args):

@@ -5,6 +5,7 @@ Shapes: B poses, N ligand atoms, R residues, m latents, K conformers. Coordinate
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.diffusion import schedule as schedules
+from bio_diffusion.diffusion.bridge import LowTemperature
 from bio_diffusion.diffusion.guidance import ClassifierFree, EnergyGuidance
 from bio_diffusion.diffusion.latents import Latents, sample_prior
 from bio_diffusion.diffusion.likelihood import denoising_parts
@@ -81,6 +83,8 @@ class NetworkPoses:
             to none at t = 1, where a ligand's atoms still lie across the receptor's.
         latent_guidance: w of classifier-free guidance, whose unconditioned model has its latents
             hidden; 0 is off and costs nothing, else each step takes a second network call.
+        inverse_temperature: how sharply poses crowd around the likely ones (`LowTemperature`, which
+            turns from this to 1 at the least noise of each factor); 1 samples the model as it is.
 
     Raises:
         InputError: the schedule does not exist or does not fit the model, or guidance on latents is
@@ -99,6 +103,7 @@ class NetworkPoses:
         temperature: float = 1.0,
         guidance: float = 0.0,
         latent_guidance: float = 0.0,
+        inverse_temperature: float = 1.0,
     ) -> None:
         if latent_guidance and model.prior is None:
             raise InputError(
@@ -109,6 +114,12 @@ class NetworkPoses:
         self.model, self.device = model, device or torch.device("cpu")
         self.latent_guidance = latent_guidance
         self.guidance, self.temperature = guidance, temperature
+        self.process = copy.copy(model.process)  # with steps of its own
+        if inverse_temperature != 1.0:
+            self.process.bridge = {
+                name: LowTemperature(inverse_temperature, 0.0, factor.sigma_min)
+                for name, factor in self.process.factors.items()
+            }
         self.times = _times(model, curve, steps, schedule)
         self._pockets: OrderedDict[tuple[float, ...], tuple[ReceptorFeatures, Senders]]
         self._pockets = OrderedDict()
@@ -131,9 +142,9 @@ class NetworkPoses:
             start = Pose(placed, ligand.graph.tree).to(self.device)
             latents = self.draw(given, count, generator)
             pose = sample(
-                self.model.process,
+                self.process,
                 self.model.score,
-                self.model.process.prior(start, generator),
+                self.process.prior(start, generator),
                 self.times,
                 given.with_latents(latents),
                 (*self._contrast(), *self._steering(receptor, ligand, site)),
@@ -145,8 +156,8 @@ class NetworkPoses:
         """Guidance on the latents, where it is wanted."""
         if not self.latent_guidance:
             return ()
-        process, score = self.model.process, self.model.score
-        return (ClassifierFree(process, score, self.latent_guidance, Complex.without_latents),)
+        score = self.model.score
+        return (ClassifierFree(self.process, score, self.latent_guidance, Complex.without_latents),)
 
     def _steering(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
@@ -163,7 +174,7 @@ class NetworkPoses:
         def scale(t: Tensor) -> Tensor:
             return self.guidance * (1 - t)
 
-        return (EnergyGuidance(self.model.process, gradient, scale),)
+        return (EnergyGuidance(self.process, gradient, scale),)
 
     def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose

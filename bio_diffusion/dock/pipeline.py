@@ -159,14 +159,7 @@ class Docker:
         """
         chosen = Settings(**settings)
         place = choose_device(device)
-        source, name = load_source(
-            checkpoint,
-            place,
-            chosen.steps,
-            chosen.schedule,
-            chosen.guidance,
-            chosen.latent_guidance,
-        )
+        source, name = load_source(checkpoint, place, chosen)
         confidence = load_confidence(checkpoint or SHIPPED, name)
         return cls(chosen, source, name, place, confidence=confidence)
 

@@ -22,6 +22,7 @@ _BOUNDS = {
     "refine": (1, 10_000),
     "guidance": (0.0, 100.0),
     "latent_guidance": (0.0, 100.0),
+    "inverse_temperature": (1.0, 100.0),
     "spread": (0.0, 100.0),
     "judged": (1, 1000),
     "judgement": (0.0, 1000.0),
@@ -40,6 +41,7 @@ class Settings:
     schedule: str = "adaptive"
     guidance: float = 0.0
     latent_guidance: float = 0.0
+    inverse_temperature: float = 1.0
     minimize: bool = True
     starts: int = 64
     conformers: int = 8
@@ -49,7 +51,7 @@ class Settings:
     spread: float = 1.0
     judged: int = 20
     judgement: float = 10.0
-    rank_by: str = "score"
+    rank_by: str = "confidence"
     sites: int = 3
     site_size: float = 22.5
 

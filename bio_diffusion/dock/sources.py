@@ -24,6 +24,7 @@ from .maps import SiteMaps
 from .physics import Vina
 from .pose import Pose
 from .search import random_poses
+from .settings import Settings
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "dock.safetensors"
 """The trained model that comes with the package."""
@@ -192,22 +193,14 @@ def choose_device(device: str) -> str:
 
 
 def load_source(
-    checkpoint: str | Path | None,
-    device: str,
-    steps: int,
-    schedule: str,
-    guidance: float = 0.0,
-    latent_guidance: float = 0.0,
+    checkpoint: str | Path | None, device: str, settings: Settings
 ) -> tuple[PoseSource, str]:
     """The source of start poses, and the name of its model for the results.
 
     Args:
         checkpoint: A trained model, None for the one that ships, or "none" for random poses.
         device: `cpu` or `cuda`.
-        steps: Calls of the network from noise to pose.
-        schedule: Of the times of those calls.
-        guidance: How strongly the energy steers them, see `NetworkPoses`.
-        latent_guidance: How far the latents are followed, see `NetworkPoses`.
+        settings: Those of the reverse diffusion are used.
 
     Raises:
         InputError: The schedule or a guidance does not exist or does not fit the model.
@@ -226,10 +219,11 @@ def load_source(
     source = NetworkPoses(
         model,
         kept(loaded),
-        steps,
-        schedule,
+        settings.steps,
+        settings.schedule,
         place,
-        guidance=guidance,
-        latent_guidance=latent_guidance,
+        guidance=settings.guidance,
+        latent_guidance=settings.latent_guidance,
+        inverse_temperature=settings.inverse_temperature,
     )
     return source, f"{path.stem}-{loaded.sha256[:12]}"

@@ -214,13 +214,13 @@ def test_a_model_serves_its_own_network_only(tmp_path):
 
 
 def test_confidence_ranks_among_sound_poses_and_score_can_be_asked_for(receptor, site):
-    docker = Docker.load(**TINY, rank_by="confidence")
+    docker = Docker.load(**TINY)
     docker.confidence = model()
     made = ligand("Oc1ccccc1CC(N)=O")
     (found,) = docker.dock(receptor, [made], site)
     order = [(not row["valid"], -row["confidence"]) for row in found.rows]
     assert order == sorted(order) and all(0 <= row["confidence"] <= 1 for row in found.rows)
-    docker.settings = Settings(**TINY)
+    docker.settings = Settings(**TINY, rank_by="score")
     (other,) = docker.dock(receptor, [made], site)
     order = [(not row["valid"], row["score"]) for row in other.rows]
     assert order == sorted(order)

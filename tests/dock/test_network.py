@@ -90,6 +90,21 @@ def test_guidance_lowers_the_energy(
     assert means[0].mean() < means[1].mean()
 
 
+def test_a_low_temperature_sharpens_the_steps_of_this_source_alone(
+    source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
+) -> None:
+    trained = source.model.process.bridge
+    cold = NetworkPoses(source.model, steps=3, schedule="uniform", inverse_temperature=4.0)
+    assert source.model.process.bridge is trained and source.process.bridge is trained
+    assert set(cold.process.bridge) == {"tr", "rot", "tor"}
+    plain = draw(source, receptor, ligand, site).coords
+    assert not torch.allclose(draw(cold, receptor, ligand, site).coords, plain, atol=1e-2)
+    # what judges poses is the model as it was trained
+    pose = draw(source, receptor, ligand, site)
+    judged = [each.judge(receptor, ligand, site, pose) for each in (source, cold)]
+    assert torch.equal(*judged)
+
+
 def test_guidance_on_latents_follows_them_away_from_the_hidden_ones(
     source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
 ) -> None:
