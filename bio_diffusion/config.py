@@ -248,8 +248,7 @@ def _merged(
     for key, value in new.items():
         path = f"{at}{key}"
         if config and key not in config:
-            options = [at + option for option in _paths(config)]
-            raise ConfigError(f"{where}unknown setting {path!r}{_near(path, options)}")
+            raise ConfigError(f"{where}unknown setting {path!r}{_near(key, _paths(config), at)}")
         old = config.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             renamed = "name" in old and value.get("name", old["name"]) != old["name"]
@@ -318,16 +317,18 @@ def _paths(config: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{inner}" for inner in _paths(value))
 
 
-def _near(word: str, options: Iterable[str]) -> str:
+def _near(word: str, options: Iterable[str], at: str = "") -> str:
+    """What may have been meant, of dotted paths below `at`; else what there is on their level."""
     options = list(options)
-    leaf = word.rpartition(".")[2]
+    leaves = [option.rpartition(".")[2] for option in options]
     found = difflib.get_close_matches(word, options, 1) or difflib.get_close_matches(
-        leaf, [option.rpartition(".")[2] for option in options], 1
+        word, leaves, 1
     )
     if not found:
-        return f"; there are: {', '.join(options)}" if options else ""
+        known = [at + option for option in options if "." not in option]
+        return f"; there are: {', '.join(known)}" if known else ""
     full = next(option for option in options if option in found or option.endswith("." + found[0]))
-    return f"; did you mean {full!r}?"
+    return f"; did you mean {at + full!r}?"
 
 
 def _refuse_targets(tree: Any, where: str) -> None:

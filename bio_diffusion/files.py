@@ -22,6 +22,7 @@ __all__ = [
     "find_data",
     "one_line",
     "read_text",
+    "replacing",
     "require_file",
     "rounded",
     "slug",
@@ -191,6 +192,31 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+_PART = ".part"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end; on any fault it is removed.
+
+    Raises:
+        OSError: It cannot be written; the old version stays.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextmanager
 def write_atomic(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name only when it is whole and on the disk.
@@ -198,7 +224,7 @@ def write_atomic(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: It cannot be written; the old version stays.
     """
-    with _whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
@@ -210,7 +236,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: They cannot be written; the old version stays.
     """
-    with _whole(path) as beside, beside.open("wb") as stream:
+    with replacing(path) as beside, beside.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -230,24 +256,3 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def unfinished(folder: Path, name: str) -> list[Path]:
     """What kills amid a write left of files called `name`, which may hold `*`."""
     return list(folder.glob(f".{name}.*{_PART}"))
-
-
-_PART = ".part"
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end; on any fault it is removed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -128,6 +128,8 @@ def test_words_are_read_as_the_type_they_replace(word, expected):
         ("fit.max_step=3", "did you mean 'fit.max_steps'"),
         ("max_steps=3", "did you mean 'fit.max_steps'"),
         ("zzzz=3", "there are: seed, rate"),
+        ("fit.zzzz=3", "there are: fit."),
+        ("fit.seed=3", "there are: fit."),  # like in the parent's name alone
         ("seed=1.5", "seed must be a whole number, not 1.5"),
         ("seed=true", "whole number"),
         ("flag=1", "true or false"),

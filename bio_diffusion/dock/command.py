@@ -203,7 +203,8 @@ class _Run:
         if report.poses:
             folder.write_text("report.html", report.html(failures))
         self._write_summary(status)
-        lines = [f"{report.ligands} ligands docked, {report.poses} poses"]
+        many = "s" * (report.ligands != 1)
+        lines = [f"{report.ligands} ligand{many} docked, {report.poses} poses"]
         if self.reused:
             lines[0] += f"; {self.reused} ligands were done before"
         if failures:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bio_diffusion.command import Parser
-from bio_diffusion.files import InputError, one_line, read_text
+from bio_diffusion.files import InputError, one_line, read_text, replacing
 
 __all__ = ["complex_folders", "example_from_files", "main", "read_ligand", "read_manifest"]
 
@@ -303,12 +303,8 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
         )
         return 1
     if examples:
-        part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-        try:
+        with replacing(args.out) as part:
             write_compact(part, examples)
-            part.replace(args.out)
-        finally:
-            part.unlink(missing_ok=True)
     logger.info("%s: %d of %d complexes", args.out, len(examples), len(rows))
     return 0 if len(examples) == len(rows) else 3
 
