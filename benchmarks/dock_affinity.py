@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import sys
 import tempfile
 from collections import defaultdict
@@ -36,6 +35,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem
 from scipy.stats import kendalltau, spearmanr
+from tables import spread
 from vina_baseline import ligand_pdbqt, pick, prepare_receptor, search_box
 
 PADDING = 8.0  # Å round all ligands of a series: nothing here should touch a wall
@@ -220,13 +220,6 @@ def correlations(rows: Sequence[Mapping[str, float]], name: str, sign: int) -> t
     return float(spearmanr(sign * x, y)[0]), float(kendalltau(sign * x, y)[0])
 
 
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean and its standard error, which one value alone does not have."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.3f}"
-
-
 def render(tables: Sequence[Sequence[Mapping[str, str]]]) -> str:
     """One table for each file beyond the first, on its ligands; the first alone comes first.
 
@@ -255,9 +248,9 @@ def render(tables: Sequence[Sequence[Mapping[str, str]]]) -> str:
         ]
         for name in names:
             rho, tau = found[name].T
-            more = mean_and_error(rho - found["heavy"][:, 0]) if name != "heavy" else ""
+            more = spread(rho - found["heavy"][:, 0]) if name != "heavy" else ""
             lines.append(
-                f"| {QUANTITIES[name][0]} | {mean_and_error(rho)} | {mean_and_error(tau)} "
+                f"| {QUANTITIES[name][0]} | {spread(rho)} | {spread(tau)} "
                 f"| {more} | {(rho > 0).sum()}/{len(rho)} |"
             )
         blocks.append("\n".join(lines))
