@@ -20,10 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy
 
 import numpy as np
 import torch
+from design_guidance import scrambled
 from tables import spread
 
 from bio_diffusion.design import metrics
@@ -136,12 +137,8 @@ def _blind(
     designer: Designer, label: torch.Tensor
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The predictor with weights of the same spread, drawn at random."""
-    blind = deepcopy(designer)
-    blind.predictor = deepcopy(designer.predictor)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in blind.predictor.parameters():
-            p.copy_(p.std(correction=0) * torch.randn(p.shape, generator=generator))
+    blind = copy(designer)
+    blind.predictor = scrambled(designer.predictor)
     return blind.log_p(label)
 
 

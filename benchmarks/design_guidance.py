@@ -139,7 +139,7 @@ class Rows:
     def _hidden(self, settings: Sequence[str]) -> list[Row]:
         """NOS by settings COUNT:SIZE:STABILITY, the last also by a head with random weights."""
         blind = copy(self.designer)
-        blind.value = _scrambled(self.designer.value)
+        blind.value = scrambled(self.designer.value)
         asked = [("NOS", self.designer, text) for text in settings]
         table = []
         for name, designer, text in [*asked, ("NOS, random head", blind, settings[-1])]:
@@ -184,12 +184,12 @@ def _blind(
     designer: Designer, label: torch.Tensor
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """log p of a predictor that was never trained."""
-    blind = _scrambled(designer.predictor)
+    blind = scrambled(designer.predictor)
     wanted = [(i, int(y)) for i, y in enumerate(label) if y < designer.labelled[i].classes]
     return lambda x, t: sum((blind(x, t)[i][:, y] for i, y in wanted), torch.zeros(len(x)))
 
 
-def _scrambled(module: torch.nn.Module) -> Any:
+def scrambled(module: torch.nn.Module) -> Any:
     """A copy that was never trained: random weights of the same size."""
     blind = deepcopy(module)
     generator = torch.Generator().manual_seed(0)

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bio_diffusion.command import choose_device
+
 from .atom_types import active_torsions, ligand_types, receptor_types
-from .complex import InputError, Ligand, Receptor, Site
+from .complex import Ligand, Receptor, Site
 from .conformer import conformers
 from .featurize import ligand_graph, receptor_graph
 from .graph import LigandGraph, ReceptorGraph
@@ -175,21 +177,6 @@ class PriorPoses:
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
     ) -> Tensor:
         return torch.zeros(len(pose), 3)
-
-
-def choose_device(device: str) -> str:
-    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        InputError: There is no such device here.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError("device", f"no device {device!r}; say auto, cpu or cuda")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", "no CUDA device here; say --device cpu")
-    return device
 
 
 def load_source(
