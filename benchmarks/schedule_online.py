@@ -5,8 +5,8 @@
 
 Every arm trains the same network from the same weights on the same data for as many steps; only
 the density of the noise level differs. An `online` arm begins with the log-normal one and measures
-one interval of its 40 by two calls every second step; from the moment when all have been seen eight
-times it trains at times that are even in its curve.
+one interval of its 40 by two calls every second step; from the moment when all have been seen
+three times (step 240) it trains at times that are even in its curve.
 
 `line`: a small network on modes of .05 (`two`) or .01 (`cantor`), see `schedule_toys`. `bound`: by
 how many nats the network's bound on -log p exceeds that of the exact denoiser,
@@ -36,6 +36,7 @@ from bio_diffusion.diffusion.schedule import karras, times_at
 from bio_diffusion.diffusion.training import EMA, fit, keyed_generator
 
 ONLINE = {"online, corrector": CorrectorOptimised, "online, truncation": TruncationError}
+ARMS = ("log-normal (-1.2, 1.2)", "even in ln sigma", "even in t (rho 7)", *ONLINE)
 
 
 class Times:
@@ -43,7 +44,7 @@ class Times:
 
     def __init__(self, arm: str, process: GaussianDiffusion, usual: tuple[float, float]) -> None:
         self.arm, self.process, self.usual = arm, process, usual
-        self.online = Online(process, ONLINE[arm](), 40) if arm in ONLINE else None
+        self.online = Online(process, ONLINE[arm](), 40, visits=3) if arm in ONLINE else None
 
     def __call__(self, u: Tensor) -> Tensor:
         if self.arm == "even in t (rho 7)":
@@ -94,7 +95,6 @@ def table(columns: tuple[str, ...], rows: dict[str, list[list[float]]], digits: 
 
 
 def line(args: argparse.Namespace) -> None:
-    arms = ("log-normal (-1.2, 1.2)", "even in ln sigma", "even in t (rho 7)", *ONLINE)
     for name in args.toys:
         toy = LINES[name]()
         process = toy.process
@@ -115,9 +115,9 @@ def line(args: argparse.Namespace) -> None:
             kl, w1, _ = toy.distances(drawn.double())
             return [nats, math.sqrt(score), kl, 1000 * w1]
 
-        rows: dict[str, list[list[float]]] = {arm: [] for arm in arms}
+        rows: dict[str, list[list[float]]] = {arm: [] for arm in args.arms}
         for seed in range(args.seeds):
-            for arm in arms:
+            for arm in args.arms:
                 torch.manual_seed(seed)
                 network = MLP(args.width)
                 model = Preconditioned(network, process)
@@ -205,6 +205,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("line")
     command.add_argument("--toys", nargs="+", choices=LINES, default=["two", "cantor"])
+    command.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM")
     command.add_argument("--steps", type=int, default=2000)
     command.add_argument("--width", type=int, default=64)
     command.add_argument("--seeds", type=int, default=4)
