@@ -10,7 +10,6 @@ the page and stands in the other result files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +21,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from bio_diffusion.design.language import LETTERS
 from bio_diffusion.design.properties import molecule
 from bio_diffusion.design.summary import Table
+from bio_diffusion.pages import page, settings_table
 
 __all__ = ["Report", "histogram", "logo"]
 
@@ -68,9 +68,6 @@ class Report:
 
     def html(self) -> str:
         """The whole page."""
-        policy = (
-            "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-        )
         what = "DNA" if self.domain == "dna" else "molecules"
         counts, settings = self.summary["counts"], self.summary["settings"]
         asked = "; ".join([*map(str, settings["objective"]), *self.summary["constraints"]])
@@ -80,14 +77,7 @@ class Report:
             notes.append(self.summary["shortfall"])
         plots = "".join(histogram(name, sets) for name, sets in self.table.values.items())
         drawings = self._sequences() if self.domain == "dna" else self._molecules()
-        return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style></head>
-<body>
-<h1>{escape(title)}</h1>
+        body = f"""\
 <p>{counts["given"]} designs of {counts["asked"]} asked for, from {counts["drawn"]} draws of the
 model {escape(str(self.summary["model"]["name"]))}.</p>
 {"".join(f'<p class="notes">{escape(line)}</p>' for line in notes)}
@@ -99,12 +89,10 @@ model {escape(str(self.summary["model"]["name"]))}.</p>
 {self._motifs()}
 <h2>Designs</h2>
 {self._designs()}
-<h2>Settings</h2>
-<div class="scroll"><table><tbody>{_pairs(settings)}</tbody></table></div>
+{settings_table(settings)}
 <footer>Nothing here is loaded from a network. Properties are computed, not measured; means stand
-with their standard errors. bio_diffusion {escape(str(self.summary["version"]))}.</footer>
-</body></html>
-"""
+with their standard errors. bio_diffusion {escape(str(self.summary["version"]))}.</footer>"""
+        return page(title, _STYLE, body)
 
     def _molecules(self) -> str:
         cards = []
@@ -281,14 +269,3 @@ def _datum(value: Any) -> str:
     if isinstance(value, int | float):
         return f'<td class="num">{value:.4g}</td>'
     return f"<td>{escape(str(value))}</td>"
-
-
-def _pairs(settings: Mapping[str, Any]) -> str:
-    return "".join(
-        f"<tr><td>{escape(str(key))}</td><td>{escape(_plain(value))}</td></tr>"
-        for key, value in settings.items()
-    )
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from bio_diffusion.pages import page, settings_table
+
 from .receptor import Receptor
 
 __all__ = ["Report"]
@@ -91,10 +93,7 @@ class Report:
             "poses": poses,
         }
         scripts = [_asset("3Dmol-min.js"), _asset("report.js")]
-        policy = (
-            "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
-            f"form-action 'none'; script-src {' '.join(map(_source_hash, scripts))}"
-        )
+        allow = f"img-src data: blob:; script-src {' '.join(map(_source_hash, scripts))}"
         first = {p["ligand"]: i for i, p in reversed(list(enumerate(poses)))}
         options = "".join(
             f'<option value="{first[i]}">{escape(ligand["id"])}</option>'
@@ -104,14 +103,7 @@ class Report:
         lead = f"{self.poses} poses of {self.ligands} ligands"
         if failures:
             lead += f", {len(failures)} ligands without a result"
-        return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(self.title)}</title>
-<style>{_asset("report.css")}</style></head>
-<body>
-<h1>{escape(self.title)}</h1>
+        body = f"""\
 <p class="lead">{lead}.</p>
 {_notes("Warnings", self.warnings)}
 <div class="stage"><div>
@@ -127,8 +119,7 @@ class Report:
 <h2>Poses</h2>
 {table}
 {_failures(failures)}
-<h2>Settings</h2>
-<div class="scroll"><table><tbody>{_settings(self.settings)}</tbody></table></div>
+{settings_table(self.settings)}
 <footer>Score: what ranks the poses of one ligand, the energy plus a charge where the trained
 network finds a pose unlikely. Confidence: calibrated probability of an RMSD below 2 Å, where there
 is a model for it; not an affinity. Energy: AutoDock Vina's scoring function in kcal/mol, lower is
@@ -136,9 +127,8 @@ better; an estimate, not a measured affinity. Valid: no failed check of geometry
 3Dmol.js 2.5.5 (BSD-3-Clause), in this file; nothing is loaded from a network.</footer>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
-</body></html>
-"""
+<script>{scripts[1]}</script>"""
+        return page(self.title, _asset("report.css"), body, allow)
 
     def _trimmed(
         self, ligands: Sequence[Mapping[str, Any]], poses: Sequence[Mapping[str, Any]]
@@ -310,17 +300,6 @@ def _failures(failures: Sequence[tuple[str, str, str]]) -> str:
         '<h2>Not docked</h2><div class="scroll"><table id="failures"><thead><tr><th>Ligand</th>'
         f"<th>Code</th><th>Reason</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    return "".join(
-        f'<tr><td>{escape(str(key))}</td><td class="wide">{escape(_plain(value))}</td></tr>'
-        for key, value in settings.items()
-    )
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _json(data: Any) -> str:
