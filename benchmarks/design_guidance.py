@@ -55,7 +55,7 @@ class Row:
     Attributes:
         name: in the table.
         calls: of the generator for one molecule that is kept; under NOS also of its last linear map
-            and the value head, about a hundredth each.
+            and the value head, by the clock a twelfth each.
         draw: seed -> molecules.
     """
 
