@@ -198,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m bio_diffusion.schedule",
         description=__doc__,
+        epilog="Exit status: 0 done; 2 bad usage, or a model or grid that cannot be used.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
