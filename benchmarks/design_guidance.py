@@ -217,7 +217,6 @@ def figures(smiles: Sequence[str], target: str, known: set[str], raw: set[str]) 
     }
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="qm9")
