@@ -37,8 +37,9 @@ import torch
 from vina_baseline import chosen, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
+from bio_diffusion.dock.docked import Docked
 from bio_diffusion.dock.metrics import mcnemar, rate
-from bio_diffusion.dock.pipeline import Docked, Docker
+from bio_diffusion.dock.pipeline import Docker
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.sources import PoseSource, PriorPoses
 

@@ -28,19 +28,19 @@ from typing import Any
 import numpy as np
 import torch
 from rdkit import Chem
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 import bio_diffusion
+from bio_diffusion.checkpoint import find
 from bio_diffusion.command import one_thread
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
 from .confidence import Confidence, load_confidence
+from .docked import Docked, reference_pose
 from .maps import mapped
 from .metrics import symmetric_rmsd
 from .pool import Pool, crowding, evidence
 from .pose import Pose
-from .results import sd_record
 from .search import Minimized, anneal, distinct, minimize
 from .settings import Settings
 from .sites import PocketFinder, SiteProposer
@@ -57,47 +57,10 @@ from .validity import Validator
 
 __all__ = [
     "Candidates",
-    "Docked",
     "Docker",
     "Settings",
     "ligand_seed",
-    "reference_pose",
 ]
-
-
-@dataclass(frozen=True)
-class Docked:
-    """The poses of one ligand, best first.
-
-    Attributes:
-        ligand: As read.
-        coords: (P, N, 3) float32 Å, in the atom order of `ligand.mol`.
-        rows: One mapping a pose with the columns of the results, but for what belongs to the run.
-        seconds: Wall time spent on this ligand.
-        reference: (N, 3) crystal pose that RMSD is measured to, or None.
-        notes: What a reader should know, a line each.
-    """
-
-    ligand: Ligand
-    coords: np.ndarray
-    rows: tuple[dict[str, Any], ...]
-    seconds: float
-    reference: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sdf(self) -> str:
-        """All poses as SDF records with their fields."""
-        return "".join(
-            sd_record(_molblock(self.ligand, xyz), row)
-            for xyz, row in zip(self.coords, self.rows, strict=True)
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Everything as plain values, for the journal and the report."""
-        crystal = None if self.reference is None else _molblock(self.ligand, self.reference)
-        rows = [{**row, "seconds": round(self.seconds, 2)} for row in self.rows]
-        return {"rows": rows, "sdf": self.sdf, "crystal": crystal, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -150,15 +113,19 @@ class Docker:
         """A docker with its trained model.
 
         Args:
-            checkpoint: A file, None for the one that ships, or "none" to dock by physics alone.
+            checkpoint: A file, the name of a model that ships, None for the usual one, or "none" to
+                dock by physics alone.
             device: `auto`, `cpu` or `cuda`.
             settings: Fields of `Settings`.
 
         Raises:
-            InputError: The checkpoint or the device cannot be used.
+            InputError: A setting or the device cannot be used.
+            CheckpointError: The model cannot.
         """
         chosen = Settings(**settings)
         place = choose_device(device)
+        if checkpoint not in (None, "none"):
+            checkpoint = find(checkpoint, "dock")
         source, name = load_source(checkpoint, place, chosen)
         confidence = load_confidence(checkpoint or SHIPPED, name)
         return cls(chosen, source, name, place, confidence=confidence)
@@ -378,36 +345,3 @@ def ligand_seed(ligand: Ligand, seed: int) -> int:
     """Seed of a ligand's random numbers, from the run's and the molecule, whatever it is called."""
     text = f"{seed} {Chem.MolToSmiles(ligand.mol)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def reference_pose(
-    ligand: Ligand, receptor: Receptor, crystal: Ligand | None = None
-) -> np.ndarray | None:
-    """The pose that a ligand's RMSD is measured to, (N, 3) in its atom order, or None.
-
-    It is that of `crystal` where this is the same molecule, else the ligand's own coordinates where
-    they lie in the protein: half of the atoms or more within 4.5 Å of it and none within 1 Å.
-    """
-    if crystal is not None and crystal.crystal is not None:
-        plain = [Chem.MolToSmiles(m, isomericSmiles=False) for m in (ligand.mol, crystal.mol)]
-        if plain[0] == plain[1]:
-            match = crystal.mol.GetSubstructMatch(ligand.mol, useChirality=True)
-            match = match or crystal.mol.GetSubstructMatch(ligand.mol)
-            if len(match) == ligand.mol.GetNumAtoms():
-                return crystal.crystal[list(match)]
-    if ligand.crystal is None:
-        return None
-    gap, _ = cKDTree(receptor.coords).query(ligand.crystal)
-    return ligand.crystal if gap.min() > 1.0 and np.mean(gap < 4.5) >= 0.5 else None
-
-
-def _molblock(ligand: Ligand, coords: np.ndarray) -> str:
-    """A MOL block titled with the ligand's id."""
-    mol = Chem.Mol(ligand.mol)
-    mol.RemoveAllConformers()
-    conformer = Chem.Conformer(mol.GetNumAtoms())
-    conformer.Set3D(True)
-    conformer.SetPositions(np.asarray(coords, dtype=np.float64))
-    mol.AddConformer(conformer, assignId=True)
-    mol.SetProp("_Name", ligand.id)
-    return Chem.MolToMolBlock(mol)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 import bio_diffusion
-from bio_diffusion.checkpoint import find
 
 from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, slug
-from .pipeline import Docker, Settings, reference_pose
+from .docked import reference_pose
+from .pipeline import Docker, Settings
 from .results import job_key
 from .target import Place, Target, open_target, probes, split_bound
 
@@ -55,10 +55,7 @@ class Session:
     @property
     def docker(self) -> Docker:
         if self._docker is None:
-            given: str | Path | None = self.checkpoint
-            if given not in (None, "none"):
-                given = find(given, "dock")
-            self._docker = Docker.load(given, self.device, **asdict(self.settings))
+            self._docker = Docker.load(self.checkpoint, self.device, **asdict(self.settings))
         return self._docker
 
     def __getstate__(self) -> dict[str, Any]:

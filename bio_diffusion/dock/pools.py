@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", required=True, help="the manifest's rows to dock")
     parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
     parser.add_argument("--label", help="what to write as split (default: the split)")
-    parser.add_argument("--checkpoint", type=Path, help="network (default: the shipped one)")
+    parser.add_argument("--checkpoint", help="network, by file or name (default: the usual one)")
     parser.add_argument("--out", type=Path, required=True, help="table to append to")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as of docking")
     args = parser.parse_intermixed_args(arguments)

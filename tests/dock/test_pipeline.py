@@ -17,7 +17,8 @@ from bio_diffusion.dock.complex import (
     site_from_center,
     site_from_ligand,
 )
-from bio_diffusion.dock.pipeline import Docker, Settings, ligand_seed, reference_pose
+from bio_diffusion.dock.docked import reference_pose
+from bio_diffusion.dock.pipeline import Docker, Settings, ligand_seed
 from bio_diffusion.dock.sites import PocketFinder
 from bio_diffusion.dock.sources import PreparedLigand, PreparedReceptor, PriorPoses
 
