@@ -384,7 +384,6 @@ def load(folder):
     return sorted(out, key=lambda pair: (list(ARMS).index(pair[0]["arm"]), pair[0]["seed"]))
 
 
-
 def table(arguments):
     runs = [run for run, _ in load(arguments.runs)]
     of = {arm: [run for run in runs if run["arm"] == arm] for arm in ARMS}

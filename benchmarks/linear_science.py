@@ -257,7 +257,6 @@ def table(arguments):
                       f"Q_xv = {run['Q'][0][1]:.2f}")  # fmt: skip
 
 
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -203,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
     model = Parser(add_help=False)
-    model.add_argument(
-        "--model", required=True, help="a model file, or the name of one that ships"
-    )
+    model.add_argument("--model", required=True, help="a model file, or the name of one that ships")
     steps = Parser(add_help=False)
     steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
     out = Parser(add_help=False)

@@ -125,8 +125,8 @@ class Uniform(Tokens):
     def transition(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Categorical:
         """q(x_s = k | x_t = i, x_0 ~ p), in float32 or better.
 
-            V a_t p_k [k = i] + (a_t / a_s - a_t) [k = i] + (a_s - a_t) p_k
-                + (1 - a_t / a_s) (1 - a_s) / V,          all over V a_t p_i + 1 - a_t
+        V a_t p_k [k = i] + (a_t / a_s - a_t) [k = i] + (a_s - a_t) p_k
+            + (1 - a_t / a_s) (1 - a_s) / V,          all over V a_t p_i + 1 - a_t
         """
         a_t, a_s = self.schedule.alpha(t), self.schedule.alpha(s)
         p = prediction.exp()
