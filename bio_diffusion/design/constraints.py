@@ -24,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_diffusion.design.language import Language, Lattice, Sites
+from bio_diffusion.design.language import Language
+from bio_diffusion.design.lattice import Lattice
+from bio_diffusion.design.rules import Sites
 from bio_diffusion.diffusion.categorical import Autoregressive, Tokens
 from bio_diffusion.diffusion.process import Guidance, Source, Transition, uniform
 from bio_diffusion.diffusion.token_transitions import Categorical, Unmask

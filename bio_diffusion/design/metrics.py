@@ -27,9 +27,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import false_discovery_control, hypergeom
 
 from bio_diffusion.design import motifs
-from bio_diffusion.design.language import LETTERS
 from bio_diffusion.design.oracle import auroc
 from bio_diffusion.design.properties import canonical, molecule
+from bio_diffusion.design.rules import LETTERS
 
 __all__ = [
     "Counts",

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bio_diffusion.design.dataset import find_data
-from bio_diffusion.design.language import IUPAC, LETTERS, Avoid, Contain, reverse_complement
+from bio_diffusion.design.rules import IUPAC, LETTERS, Avoid, Contain, reverse_complement
 
 __all__ = ["JASPAR", "Matrix", "avoid", "contain", "count_word", "find", "hits", "library"]
 

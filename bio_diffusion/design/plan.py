@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from bio_diffusion.config import merge
 from bio_diffusion.design import motifs
 from bio_diffusion.design.constraints import guides
-from bio_diffusion.design.language import GC, IUPAC, Constraint, Language, MaxRun, Sites
+from bio_diffusion.design.language import Language
 from bio_diffusion.design.properties import Objective, Oracle, known_names
+from bio_diffusion.design.rules import GC, IUPAC, Constraint, MaxRun, Sites
 from bio_diffusion.design.scaffold import Scaffold
 from bio_diffusion.diffusion.process import Guidance
 from bio_diffusion.files import InputError, one_line, read_text

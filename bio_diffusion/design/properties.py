@@ -29,7 +29,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import QED, Descriptors, rdMolDescriptors
 
 from bio_diffusion.design import motifs
-from bio_diffusion.design.language import IUPAC
+from bio_diffusion.design.rules import IUPAC
 
 __all__ = [
     "Objective",

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from rdkit.Chem.Draw import rdMolDraw2D
 
-from bio_diffusion.design.language import LETTERS
 from bio_diffusion.design.properties import molecule
+from bio_diffusion.design.rules import LETTERS
 from bio_diffusion.design.summary import Table
 from bio_diffusion.pages import page, settings_table
 

@@ -16,15 +16,8 @@ from bio_diffusion.design.constraints import (
     guides,
     log_share,
 )
-from bio_diffusion.design.language import (
-    GC,
-    LETTERS,
-    Avoid,
-    Contain,
-    Language,
-    MaxRun,
-    Sites,
-)
+from bio_diffusion.design.language import Language
+from bio_diffusion.design.rules import GC, LETTERS, Avoid, Contain, MaxRun, Sites
 from bio_diffusion.diffusion.categorical import Absorbing, Autoregressive, Uniform
 from bio_diffusion.diffusion.sampling import sample
 from bio_diffusion.diffusion.schedule import uniform as even

@@ -11,15 +11,14 @@ from Bio.Seq import Seq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bio_diffusion.design.language import (
+from bio_diffusion.design.language import ConflictError, Language
+from bio_diffusion.design.lattice import Automaton
+from bio_diffusion.design.rules import (
     GC,
     IUPAC,
     LETTERS,
-    Automaton,
     Avoid,
-    ConflictError,
     Contain,
-    Language,
     MaxRun,
     Sites,
     reverse_complement,
