@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.command import Parser
 from bio_diffusion.config import ConfigError, compose
 from bio_diffusion.files import InputError, one_line
 
@@ -39,7 +40,7 @@ _PADDING, _EDGE = 4.0, 15.0  # Å
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bio_diffusion.dock.pools",
         description=(__doc__ or "").split("\n")[0],
         epilog=(__doc__ or "").partition("[key=value ...]\n\n")[2],
