@@ -5,7 +5,7 @@ python benchmarks/schedule_figures.py [FOLDER]
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -69,7 +69,9 @@ def words(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
+    place = parser.parse_args().folder
     torch.set_num_threads(1)
-    place = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/methods")
     lines(place)
     words(place)
