@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from dock_quality import read
 from torch import Tensor
-from vina_baseline import chosen, search_box
+from vina_baseline import chosen, sample_flags, search_box
 
 from bio_diffusion.diffusion.latents import Latents
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
@@ -168,12 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = commands.add_parser("run", help="draw, dock and append to a table")
     p.set_defaults(call=run)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--manifest", type=Path)
-    p.add_argument("--ids", type=Path)
-    p.add_argument("--split", default="")
-    p.add_argument("--part", default="")
-    p.add_argument("--sample", type=int, default=0)
-    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    sample_flags(p)
     p.add_argument("--docking-seed", type=int, nargs="+", default=[0])
     p.add_argument("--out", type=Path, required=True)
     p = commands.add_parser("table", help="print the table of a run")

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from vina_baseline import chosen, search_box
+from vina_baseline import chosen, sample_flags, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.docked import Docked
@@ -280,17 +280,22 @@ def render(rows: Sequence[dict[str, str]]) -> str:
 
 
 def paired(groups: dict[tuple[str, ...], Any]) -> list[str]:
-    """McNemar's exact test of each variant against the first of its set and site."""
+    """McNemar's exact test of each variant against the first of its set and site.
+
+    Pairs are complexes and seeds; complexes alone where the two have one seed each, which another
+    program may number differently.
+    """
     lines = []
     for where in dict.fromkeys(key[:3] for key in groups):
         names = [key for key in groups if key[:3] == where]
         for other in names[1:]:
-            common = sorted(groups[names[0]].keys() & groups[other].keys())
-            if not common:  # seeds are called differently: pair by complex
+            both = [groups[names[0]], groups[other]]
+            if all(len({seed for _, seed in runs}) == 1 for runs in both):
+                both = [{(key, ""): poses for (key, _), poses in runs.items()} for runs in both]
+            common = sorted(both[0].keys() & both[1].keys())
+            if not common:
                 continue
-            hits = [
-                [Outcome.of(groups[name][key]).top for key in common] for name in (names[0], other)
-            ]
+            hits = [[Outcome.of(runs[key]).top for key in common] for runs in both]
             p = mcnemar(*hits)
             share = " to ".join(f"{100 * np.mean(h):.1f} %" for h in hits)
             label = " ".join(filter(None, where))
@@ -307,12 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = commands.add_parser("run", help="dock and append to a table")
     p.set_defaults(call=run)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--manifest", type=Path)
-    p.add_argument("--ids", type=Path, help="file of ids, instead of a sample of the manifest")
-    p.add_argument("--split", default="")
-    p.add_argument("--part", default="")
-    p.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    sample_flags(p)
     p.add_argument("--docking-seed", type=int, nargs="+", default=[0])
     p.add_argument("--variant", action="append", required=True)
     p.add_argument("--site", choices=("known", "blind"), default="known")

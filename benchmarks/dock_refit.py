@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from vina_baseline import chosen, search_box
+from vina_baseline import chosen, sample_flags, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.maps import mapped
@@ -269,12 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = commands.add_parser("pools", help="dock by physics alone and keep the poses' terms")
     p.set_defaults(call=pools)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--manifest", type=Path)
-    p.add_argument("--ids", type=Path)
-    p.add_argument("--split", default="")
-    p.add_argument("--part", default="")
-    p.add_argument("--sample", type=int, default=0)
-    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    sample_flags(p)
     p.add_argument("--out", type=Path, required=True)
     p = commands.add_parser("fit", help="fit scores and print the table")
     p.set_defaults(call=fit)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from vina_baseline import chosen, search_box
+from vina_baseline import chosen, sample_flags, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
 from bio_diffusion.dock.metrics import rate, symmetric_rmsd
@@ -39,12 +39,7 @@ SCHEDULES = ("uniform", "karras", "adaptive")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--manifest", type=Path)
-    parser.add_argument("--ids", type=Path)
-    parser.add_argument("--split", default="")
-    parser.add_argument("--part", default="")
-    parser.add_argument("--sample", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    sample_flags(parser)
     parser.add_argument("--steps", type=int, nargs="+", default=[6, 10, 20])
     parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=SCHEDULES)
     parser.add_argument("--inverse-temperature", type=float, nargs="+", default=[1.0])

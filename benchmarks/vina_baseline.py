@@ -344,6 +344,16 @@ def summarise(tables: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
+def sample_flags(p: argparse.ArgumentParser) -> None:
+    """The flags that `chosen` reads."""
+    p.add_argument("--ids", type=Path, help="file of ids, instead of a sample of the manifest")
+    p.add_argument("--manifest", type=Path, help="CSV with id, split and test_part")
+    p.add_argument("--split", default="", help="split to sample")
+    p.add_argument("--part", default="", help="test part to sample (all by default)")
+    p.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+
+
 def chosen(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(id, split, part) of the complexes that the flags ask for, in the order they run."""
     rows: dict[str, dict[str, str]] = {}
@@ -370,12 +380,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--summary", nargs="+", type=Path, metavar="CSV", help="report tables and stop")
     p.add_argument("--data", type=Path, help="folder of <id>/protein.pdb and <id>/ligand.sdf")
-    p.add_argument("--ids", type=Path, help="file of ids, instead of a sample of the manifest")
-    p.add_argument("--manifest", type=Path, help="CSV with id, split and test_part")
-    p.add_argument("--split", default="", help="split to sample")
-    p.add_argument("--part", default="", help="test part to sample (all by default)")
-    p.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    sample_flags(p)
     p.add_argument(
         "--vina-seed", type=int, default=1, help="seed of ETKDG and Vina (Vina draws one at 0)"
     )
