@@ -120,11 +120,12 @@ class Report:
 {table}
 {_failures(failures)}
 {settings_table(self.settings)}
-<footer>Score: what ranks the poses of one ligand, the energy plus a charge where the trained
-network finds a pose unlikely. Confidence: calibrated probability of an RMSD below 2 Å, where there
-is a model for it; not an affinity. Energy: AutoDock Vina's scoring function in kcal/mol, lower is
-better; an estimate, not a measured affinity. Valid: no failed check of geometry or clash. Viewer:
-3Dmol.js 2.5.5 (BSD-3-Clause), in this file; nothing is loaded from a network.</footer>
+<footer>Confidence: calibrated probability of an RMSD below 2 Å, where there is a model for it; it
+ranks the poses of one ligand; not an affinity. Score: ranks them where there is no confidence, the
+energy plus a charge where the trained network finds a pose unlikely. Energy: AutoDock Vina's
+scoring function in kcal/mol, lower is better; an estimate, not a measured affinity. Valid: no
+failed check of geometry or clash. Viewer: 3Dmol.js 2.5.5 (BSD-3-Clause), in this file; nothing is
+loaded from a network.</footer>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{scripts[0]}</script>
 <script>{scripts[1]}</script>"""
