@@ -2,7 +2,8 @@
 
 Every row draws the same number of molecules with the same seeds, and says what it cost in calls of
 the generator for one molecule (calls of the predictor beside it). Controls: a wrong label (what
-the model does when told the opposite), a predictor with random weights, and the best of 2 draws by
+the model does when told the opposite), a predictor that was trained on shuffled labels
+(`--control`; without it, one with random weights), and the best of 2 draws by
 the exact property, at as many calls as guidance takes. From left to right, guidance by a
 predictor is FUDGE: exact, at the one site that is written. NOS moves the hidden states by a value
 head that `experiment=design/value` trains. The ceiling of gamma = 1 is the mean of
@@ -29,13 +30,17 @@ from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tables import spread
 
+from bio_diffusion import checkpoint
+from bio_diffusion.design.model import Predictor
 from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.design.properties import canonical, measure, molecule
+from bio_diffusion.design.trained import restored
 from bio_diffusion.diffusion.categorical import Autoregressive
 from bio_diffusion.diffusion.guidance import ExactClassifier, FirstOrderClassifier
 from bio_diffusion.diffusion.process import Guidance
@@ -76,20 +81,29 @@ class Rows:
         n: molecules a row and seed.
         steps: of the sampler.
         schedule: of the steps.
+        control: a predictor that knows nothing of the labels, and its name.
     """
 
     def __init__(
-        self, designer: Designer, target: str, n: int, steps: int, schedule: str = "uniform"
+        self,
+        designer: Designer,
+        target: str,
+        n: int,
+        steps: int,
+        schedule: str = "uniform",
+        control: tuple[str, Designer] | None = None,
     ) -> None:
         self.designer, self.target, self.n = designer, target, n
-        self.steps, self.schedule = steps, schedule
+        self.steps, self.schedule, self.control = steps, schedule, control
         self.told = {target: designer.properties[target][-1]}
         self.label = designer.labels(self.told)
         self.calls = len(designer.times(steps, schedule)) - 1
         self._pools: dict[tuple[int, bool], Drawn] = {}
 
-    def table(self, gammas: Sequence[float], cbg: int, nos: Sequence[str]) -> list[Row]:
-        """All rows; `cbg` molecules only of the exact predictor guidance."""
+    def table(
+        self, gammas: Sequence[float], cbg: Sequence[float], exact: int, nos: Sequence[str]
+    ) -> list[Row]:
+        """All rows, by gammas of D-CFG and D-CBG; `exact` molecules only of the exact D-CBG."""
         worst = self.designer.properties[self.target][0]
         calls, n = self.calls, self.n
         table = [
@@ -110,27 +124,30 @@ class Rows:
         for gamma in gammas:
             how = {"targets": self.told, "guidance": "cfg", "gamma": gamma}
             table.append(Row(f"D-CFG, gamma {gamma:g}", 2 * calls, partial(self._draw, n=n, **how)))
-        if _beside(self.designer, "predictor"):
-            table += self._predictors(cbg)
+        if self.control:
+            table += self._predictors(cbg, exact, *self.control)
         if _beside(self.designer, "value"):
             table += self._hidden(nos)
         return table
 
-    def _predictors(self, cbg: int) -> list[Row]:
-        log_p, blind = self.designer.log_p(self.label), _blind(self.designer, self.label)
+    def _predictors(
+        self, gammas: Sequence[float], exact: int, control: str, blind: Designer
+    ) -> list[Row]:
         one_site = isinstance(self.designer.process, Autoregressive)
         kind, name = (
             (ExactClassifier, "FUDGE") if one_site else (FirstOrderClassifier, "D-CBG first order")
         )
+        log_p = self.designer.log_p(self.label)
         guides: list[tuple[str, Guidance, int]] = [
-            (f"{name}, gamma 1", kind(log_p, 1.0), self.n),
-            (f"{name}, gamma 5", kind(log_p, 5.0), self.n),
+            (f"{name}, gamma {gamma:g}", kind(log_p, gamma), self.n) for gamma in gammas
         ]
-        if cbg and not one_site:
-            for gamma in (1.0, 5.0):
-                title = f"D-CBG exact, gamma {gamma:g}, n = {cbg}"
-                guides.append((title, ExactClassifier(log_p, gamma), cbg))
-        guides.append((f"{name}, random predictor, gamma 5", kind(blind, 5.0), self.n))
+        if exact and not one_site:
+            for gamma in gammas:
+                title = f"D-CBG exact, gamma {gamma:g}, n = {exact}"
+                guides.append((title, ExactClassifier(log_p, gamma), exact))
+        last = gammas[-1]
+        blunt = kind(blind.log_p(self.label), last)
+        guides.append((f"{name}, {control}, gamma {last:g}", blunt, self.n))
         return [
             Row(title, self.calls, partial(self._draw, n=count, constraints=[guide]))
             for title, guide, count in guides
@@ -180,13 +197,16 @@ def _beside(designer: Designer, what: str) -> bool:
     return designer.path.with_name(f"{designer.path.stem}_{what}.safetensors").is_file()
 
 
-def _blind(
-    designer: Designer, label: torch.Tensor
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """log p of a predictor that was never trained."""
-    blind = scrambled(designer.predictor)
-    wanted = [(i, int(y)) for i, y in enumerate(label) if y < designer.labelled[i].classes]
-    return lambda x, t: sum((blind(x, t)[i][:, y] for i, y in wanted), torch.zeros(len(x)))
+def _control(designer: Designer, file: str | None) -> tuple[str, Designer] | None:
+    """The model with a predictor that knows nothing of the labels, and what that is."""
+    if not _beside(designer, "predictor"):
+        return None
+    blind = copy(designer)
+    if file is None:
+        blind.predictor = scrambled(designer.predictor)
+        return "random weights", blind
+    blind.predictor = restored(checkpoint.load(Path(file), "predictor"), Predictor)[1]
+    return "random labels", blind
 
 
 def scrambled(module: torch.nn.Module) -> Any:
@@ -223,9 +243,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="qed")
     parser.add_argument("--n", type=int, default=512, help="molecules a row and seed")
     parser.add_argument(
-        "--cbg", type=int, default=0, help="molecules of exact D-CBG (0: leave out)"
+        "--exact", type=int, default=0, help="molecules of exact D-CBG (0: leave out)"
     )
     parser.add_argument("--gammas", type=float, nargs="+", default=[2.0, 3.0, 5.0], help="of D-CFG")
+    parser.add_argument("--cbg", type=float, nargs="+", default=[1.0, 5.0], help="gammas of D-CBG")
+    parser.add_argument(
+        "--control", metavar="FILE", help="predictor trained with experiment.shuffled=true"
+    )
     parser.add_argument(
         "--nos",
         nargs="+",
@@ -243,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     designer = Designer.load(args.model)
+    control = _control(designer, args.control)
     raw = set(designer.training)
     written_one_way = all(canonical(s) == s for s in designer.training[:200])
     known = raw if written_one_way else {form for s in raw if (form := canonical(s))}
@@ -256,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
           f"| mean {args.target} of novel | heavy atoms | CPU s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
     for steps in args.steps:
-        ways = Rows(designer, args.target, args.n, steps, args.schedule)
-        for row in ways.table(args.gammas, args.cbg, args.nos):
+        ways = Rows(designer, args.target, args.n, steps, args.schedule, control)
+        for row in ways.table(args.gammas, args.cbg, args.exact, args.nos):
             if not row.name.startswith(tuple(args.rows)):
                 continue
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):

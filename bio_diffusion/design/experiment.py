@@ -219,6 +219,8 @@ class DesignPredictor(_Predicting):
     Args:
         lr: learning rate of AdamW.
         backbone: arguments of `Sequences`.
+        shuffled: deal the training labels out anew, so that they say nothing of their sequences:
+            the control of a guidance by the same network, trained alike.
     """
 
     kind = "predictor"
@@ -236,11 +238,15 @@ class DesignPredictor(_Predicting):
         lr: float = 1e-3,
         backbone: Mapping[str, Any] | None = None,
         bf16: bool = True,
+        shuffled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
             device, data, column, letters, length, process, properties or {}, batch, bf16, seed
         )
+        if shuffled:
+            order = torch.randperm(len(self.train), generator=keyed_generator(seed))
+            self.train.labels = self.train.labels[order]
         self.process = _Labelled(process_named(process, self.letters))
         self.model = Predictor(self.letters, self.classes, backbone or {}).to(device)
         self.module: nn.Module = nn.ModuleDict({"model": self.model, "cuts": self.cuts})

@@ -22,8 +22,18 @@ def draw(log_p: Tensor, generator: Source = None) -> Tensor:
     Gumbel's trick in float64: in float32 the extremes of the noise are cut, which samples at a
     temperature below 1 (Zheng et al. 2024).
     """
-    u = uniform(log_p.shape, generator, log_p.double()).clamp(min=1e-300)
-    return (log_p - (-u.log()).clamp(min=1e-300).log()).argmax(-1)
+    return _best(log_p, _even(log_p, generator))
+
+
+def _even(log_p: Tensor, generator: Source) -> Tensor:
+    """Even noise in [0, 1) of the shape of log_p, float64."""
+    like = torch.empty(0, dtype=torch.float64, device=log_p.device)
+    return uniform(log_p.shape, generator, like)
+
+
+def _best(log_p: Tensor, u: Tensor) -> Tensor:
+    """The letters (*) that noise u (*, V) picks."""
+    return (log_p - (-u.clamp(min=1e-300).log()).clamp(min=1e-300).log()).argmax(-1)
 
 
 class TokenTransition(Transition):
@@ -104,7 +114,10 @@ class Unmask(TokenTransition):
 
     def sample(self, generator: Source = None) -> Tensor:
         written = uniform(self.reveal.shape, generator, self.reveal) < self.reveal
-        return torch.where(written, draw(self.log_p, generator), self.x_t)
+        u = _even(self.log_p, generator)  # for all sites: none's noise hangs on what others do
+        x_s = self.x_t.clone()
+        x_s[written] = _best(self.log_p[written], u[written])
+        return x_s
 
     def law(self) -> Tensor:
         stays = torch.nn.functional.one_hot(self.x_t, self.letters + 1).to(self.log_p)

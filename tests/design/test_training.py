@@ -102,6 +102,20 @@ def test_guidance_sharpens(model):
     assert gc(drawn(designer, targets={"kind": 1}, guidance="cbg", gamma=2.0)) > 0.65
 
 
+def test_a_control_predictor_learns_from_labels_that_say_nothing(table):
+    def made(**changes):
+        spec = settings(table, "design/predictor", **changes)
+        return build("experiment", spec, device=torch.device("cpu")).train
+
+    told, dealt = made(), made(shuffled=True)
+    assert torch.equal(told.x, dealt.x)
+    assert torch.equal(told.labels.unique(dim=0, return_counts=True)[1],
+                       dealt.labels.unique(dim=0, return_counts=True)[1])  # fmt: skip
+    rich = (dealt.labels[:, 0] == 1).float()
+    bases = ((dealt.x == 1) | (dealt.x == 2)).float().mean(1)  # of C and G
+    assert abs(torch.corrcoef(torch.stack([rich, bases]))[0, 1]) < 0.2
+
+
 def test_row_by_row_the_same_whatever_is_asked_for(model):
     designer = Designer.load(str(model))
     all_of_them = drawn(designer, n=CHUNK + 10, seed=3)
