@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.training import keyed_generator
@@ -56,8 +55,6 @@ class Batches:
 
     @contextmanager
     def fast(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
-            if self.device.type == "cpu":  # the fused kernel's backward pass is ten times slower
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        """Multiplications in bfloat16, where that was asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             yield

@@ -43,7 +43,7 @@ class Images(Batches):
         hide: share of pictures whose latents are hidden in training.
         bonus: weight of `collapse.balanced`, for even use of the codes.
         flip: mirror pictures at random.
-        bf16: multiply in bfloat16; losses stay in float32.
+        bf16: multiply in bfloat16 in the U-Net; losses and the encoder stay in float32.
         seed: order of the data.
     """
 
@@ -92,8 +92,7 @@ class Images(Batches):
         """Read the latents off the clean pictures; hide some."""
         if self.model.encoder is None:
             return None
-        with self.fast():
-            logits = balanced(self.model.encoder(pictures), self.bonus)
+        logits = balanced(self.model.encoder(pictures), self.bonus)
         z = gumbel_softmax(logits, self.tau, self.hard, generator)
         return hide(z, self.hide, generator)
 

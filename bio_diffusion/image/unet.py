@@ -214,7 +214,10 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.ask(pixels), key, value)
         )
-        found = F.scaled_dot_product_attention(q, k, v)
+        if x.device.type == "cpu":  # whose backward pass is slow in bfloat16
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast(x.device.type, enabled=False):
+            found = F.scaled_dot_product_attention(q, k, v)
         return self.out(found.transpose(1, 2).flatten(2)).mT.unflatten(2, x.shape[2:])
 
 
