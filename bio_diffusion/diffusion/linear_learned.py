@@ -1,4 +1,5 @@
-"""What is learned of a linear diffusion: the score, around that of normal data; Q and D if wished.
+"""What is learned of a linear diffusion: the score, by a network or from a denoiser that there is
+already; Q and D if wished.
 
 Shapes and letters are those of `linear`.
 """
@@ -16,7 +17,7 @@ from torch.nn.functional import softplus
 from bio_diffusion.diffusion.linear import LinearDiffusion
 from bio_diffusion.diffusion.linear_kernels import Clock, Recipe, apply
 
-__all__ = ["LearnedDiffusion", "NoisePrediction"]
+__all__ = ["DataPrediction", "LearnedDiffusion", "NoisePrediction"]
 
 
 class LearnedDiffusion(LinearDiffusion):
@@ -103,3 +104,44 @@ class NoisePrediction(nn.Module):
         output = self.network(apply(torch.diag_embed(1 / std), x_t), noise, cond)
         upper = torch.linalg.solve_triangular(L.mT, torch.diag_embed(out), upper=True)
         return -apply(torch.cholesky_inverse(R), x_t) - apply(upper, output)
+
+
+class DataPrediction(nn.Module):
+    """A score from any denoiser of plain noise: auxiliaries add nothing to what there is to learn.
+
+        s(u_t) = Sigma^-1 (E_x D(w^T u_t, sigma, cond) - u_t)
+        w = sigma^2 Sigma^-1 E_x,    sigma^-2 = E_x^T Sigma^-1 E_x
+
+    with E_x, Sigma of the kernel given x. Under it w^T u_t = x + sigma eps, and by sufficiency that
+    one number a coordinate is all that the K of u_t tell of x: if D is the exact denoiser of plain
+    noise, s is the exact score. In t, w^T u_t is Brownian with clock sigma^2, and an ancestral step
+    takes it where the scalar process's would (up to v_0, which the step conditions on).
+
+    Args:
+        denoiser: D(x + sigma eps (B, *), sigma (B,), cond) -> E[x | .] (B, *).
+        process: gives the kernels.
+
+    Raises:
+        ValueError: if the process conditions on v_0 (hybrid=False).
+    """
+
+    def __init__(self, denoiser: Callable[..., Tensor], process: LinearDiffusion) -> None:
+        super().__init__()
+        if not process.hybrid:
+            raise ValueError("want a kernel given the data alone: LinearDiffusion(hybrid=True)")
+        self.denoiser, self.process = denoiser, process
+
+    def statistic(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """w (B, K) and sigma (B,), which rises with t; float64."""
+        E, _, L = self.process.conditional(t)
+        pull = torch.cholesky_solve(E[..., :1], L)[..., 0]
+        variance = 1 / (E[..., 0] * pull).sum(1)
+        return variance[:, None] * pull, variance.sqrt()
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        w, sigma = self.statistic(t)
+        plain = (w[:, None].to(x_t) @ x_t.flatten(2)).reshape(x_t[:, 0].shape)
+        clean = self.denoiser(plain, sigma.to(x_t), cond)
+        E, _, L = self.process.conditional(t)
+        mean = (E[..., :1].to(x_t) @ clean.flatten(1)[:, None]).reshape(x_t.shape)
+        return apply(torch.cholesky_inverse(L), mean - x_t)

@@ -28,7 +28,11 @@ from bio_diffusion.diffusion.linear_kernels import (
     malda,
     vpsde,
 )
-from bio_diffusion.diffusion.linear_learned import LearnedDiffusion, NoisePrediction
+from bio_diffusion.diffusion.linear_learned import (
+    DataPrediction,
+    LearnedDiffusion,
+    NoisePrediction,
+)
 from bio_diffusion.diffusion.linear_likelihood import Implicit, bits_per_dim, bound, denoising
 from bio_diffusion.diffusion.noise import VP
 from bio_diffusion.diffusion.sampling import sample
@@ -744,3 +748,52 @@ def test_prediction_of_a_silent_network_is_exact_for_gaussian_data():
     u, t = torch.randn(3, 3, 2, dtype=DOUBLE), torch.tensor([0.01, 0.3, 1.0], dtype=DOUBLE)
     expected = -torch.linalg.solve(marginal(process, t), u)
     torch.testing.assert_close(silent(u, t), expected)
+
+
+def plain_denoiser(x, sigma, cond=None):
+    """E[x_0 | x_0 + sigma eps] of `Points`."""
+    modes = Points.modes.to(x)
+    log_p = Points.weights.to(x).log() - torch.cdist(x, modes) ** 2 / (2 * sigma[:, None] ** 2)
+    return log_p.softmax(-1) @ modes
+
+
+def test_a_denoiser_of_plain_noise_has_the_scores_of_every_linear_diffusion(world):
+    t = torch.linspace(0.1, 1, 8, dtype=DOUBLE)
+    x_t = world.process.perturb(world.data(8, seeded()).double(), t, seeded(1)).x_t
+    found = DataPrediction(plain_denoiser, world.process)(x_t, t)
+    torch.testing.assert_close(found, world.denoiser(x_t, t), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_ancestral_steps_take_what_tells_of_the_data_where_the_scalar_ones_do(name):
+    process = LinearDiffusion(RECIPES[name], init_var=1e-9)  # a step conditions on v_0
+    known = DataPrediction(lambda x, sigma, cond: clean, process)
+    t, s = torch.linspace(0.4, 1, 5, dtype=DOUBLE), torch.linspace(0.2, 0.9, 5, dtype=DOUBLE)
+    u = torch.randn(5, process.variables, 3, generator=seeded(), dtype=DOUBLE)
+    clean = torch.randn(5, 3, generator=seeded(1), dtype=DOUBLE)
+    q = process.transition(u, known(u, t), t, s)
+    (w_t, sigma_t), (w_s, sigma_s) = known.statistic(t), known.statistic(s)
+    share = (sigma_s / sigma_t)[:, None] ** 2
+    mean = clean + share * (torch.einsum("bk,bkd->bd", w_t, u) - clean)
+    torch.testing.assert_close(torch.einsum("bk,bkd->bd", w_s, q.mean), mean)
+    spread = (w_s[:, None] @ q.factor).square().sum((1, 2))
+    torch.testing.assert_close(spread, sigma_s**2 * (1 - share[:, 0]), rtol=1e-4, atol=0)
+
+
+def test_the_bound_sees_only_the_error_of_the_denoised_datum_and_the_level(world):
+    """|s - g|_D^2 dtau = -|x_hat - x|^2 d(sigma^-2) / 2, whatever Q and D are."""
+    process, t, h = world.process, torch.linspace(0.2, 1, 5, dtype=DOUBLE), 1e-5
+    x_0 = world.data(5, seeded()).double()
+    noised = process.perturb(x_0, t, seeded(1))
+    clean = torch.randn(5, 2, generator=seeded(2), dtype=DOUBLE)
+    known = DataPrediction(lambda x, sigma, cond: clean, process)
+    after, before = (known.statistic(t + d)[1] ** -2 for d in (h, -h))
+    fall = -(after - before) / (2 * h) / process.clock.beta(t)
+    error = (clean - x_0[:, 0]).square().mean(1)
+    found = process.square(known(noised.x_t, t) - noised.target)
+    torch.testing.assert_close(found, fall / 2 * error, rtol=1e-4, atol=0)
+
+
+def test_a_plain_denoiser_wants_the_kernel_given_the_data():
+    with pytest.raises(ValueError, match="hybrid"):
+        DataPrediction(plain_denoiser, LinearDiffusion(cld(), hybrid=False))
