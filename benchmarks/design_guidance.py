@@ -262,11 +262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rows", nargs="+", default=[""], help="only rows whose names begin so (all)"
     )
     parser.add_argument("--bf16", action="store_true", help="networks multiply in bfloat16")
+    parser.add_argument("--compile", action="store_true", help="the generator, by torch.compile")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     designer = Designer.load(args.model)
+    if args.compile:
+        designer.model.body.compile()
     control = _control(designer, args.control)
     raw = set(designer.training)
     written_one_way = all(canonical(s) == s for s in designer.training[:200])
