@@ -20,8 +20,7 @@ Examples:
   python -m bio_diffusion.design smiles --scaffold 'c1ccc2[nH]ccc2c1' --guidance cfg
   python -m bio_diffusion.design dna --n 50 --avoid EcoRI BsaI --gc 0.4:0.6 --max-homopolymer 5
   python -m bio_diffusion.design dna --template 'NNNNTTGACANNNNNNNNNNNNNNNNNTATAATNNN' --seed 1
-  python -m bio_diffusion.design smiles --model qm9 --objective 'qed>=0.5' --guidance cfg \\
-      --steps 8 --schedule sine
+  python -m bio_diffusion.design smiles --model qm9 --objective 'qed>=0.5' --guidance cfg --steps 8
   python -m bio_diffusion.design --job jobs.yaml --out results
 """
 
@@ -107,9 +106,9 @@ def _common(p: argparse.ArgumentParser, names: str) -> None:
     how.add_argument(
         "--schedule",
         metavar="NAME|FILE",
-        help="time grid: uniform (default); sine, short steps at low noise, for guided uniform "
-        "noise in few steps; cosine, short steps at high noise, for masks; adaptive, kept in the "
-        "model; or a file of `python -m bio_diffusion.schedule fit --save`",
+        help="time grid: adaptive, kept in the model (default where there is one); uniform "
+        "(default elsewhere); sine, short steps at low noise, for uniform noise; cosine, at high "
+        "noise, for masks; or a file of `python -m bio_diffusion.schedule fit --save`",
     )
     how.add_argument("--seed", metavar="N", type=int, help="random seed (0)")
     how.add_argument(

@@ -180,7 +180,7 @@ class _Run:
             guidance=settings["guidance"],
             gamma=settings["gamma"],
             steps=settings["steps"],
-            schedule=settings["schedule"],
+            schedule=settings["schedule"] or None,
             seed=settings["seed"],
             constraints=start.guides,
             first=drawn,

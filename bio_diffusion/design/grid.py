@@ -17,12 +17,13 @@ _FIXED = {"uniform": uniform, "sine": sine, "cosine": quarter}
 SCHEDULES = (*_FIXED, "adaptive")
 
 
-def grid(schedule: str, steps: int, model: Path, curve: Curve | None) -> Tensor:
+def grid(schedule: str | None, steps: int, model: Path, curve: Curve | None) -> Tensor:
     """(steps + 1,) times from 1 to 0.
 
     Args:
         schedule: "uniform"; "sine" (short steps at low noise) or "cosine" (at high noise);
-            "adaptive", the one kept in the model; or a file that `schedule fit --save` wrote.
+            "adaptive", the one kept in the model; a file that `schedule fit --save` wrote; or None
+            for the one kept in the model where there is one, and even steps elsewhere.
         steps: N.
         model: its file.
         curve: kept in it, or None.
@@ -30,6 +31,8 @@ def grid(schedule: str, steps: int, model: Path, curve: Curve | None) -> Tensor:
     Raises:
         ValueError: there is no such schedule, or it does not suit the model; one line.
     """
+    if schedule is None:
+        schedule = "uniform" if curve is None else "adaptive"
     times = _named(schedule, steps, model, curve)
     if not bool((times[1:] < times[:-1]).all()):
         raise ValueError(

@@ -148,7 +148,7 @@ class Designer:
         guidance: str = "none",
         gamma: float = 1.0,
         steps: int = 32,
-        schedule: str = "uniform",
+        schedule: str | None = None,
         seed: int = 0,
         constraints: Sequence[Guidance] = (),
         step: Step | None = None,
@@ -164,7 +164,7 @@ class Designer:
                 classifier, "cbg" steers the unconditioned model by a predictor p(y | x_t).
             gamma: strength; 1 is the conditioned model itself.
             steps: of the sampler; a left-to-right model takes its length instead.
-            schedule: of the steps, see `times`.
+            schedule: of the steps, see `grid.grid`.
             seed: of all randomness.
             constraints: maps of transitions, applied after guidance.
             step: how to take a step; `sampling.Reverse()` unless told otherwise.
@@ -200,14 +200,14 @@ class Designer:
         left_to_right = isinstance(self.process, Autoregressive)
         return Continued(self.model) if left_to_right else self.model
 
-    def times(self, steps: int, schedule: str = "uniform") -> Tensor:
+    def times(self, steps: int, schedule: str | None = None) -> Tensor:
         """(steps + 1,) times from 1 to 0, see `grid.grid`; a site a step from left to right.
 
         Raises:
             ValueError: there is no such schedule, or it does not suit the model.
         """
         if isinstance(self.process, Autoregressive):
-            if schedule != "uniform":
+            if schedule not in (None, "uniform"):
                 raise ValueError(
                     f"the model {self.name} writes one site a step, from left to right: it has no "
                     f"time grid to choose, so leave out the schedule {schedule}"

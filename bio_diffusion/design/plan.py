@@ -27,7 +27,7 @@ __all__ = ["DEFAULTS", "Plan", "Start", "settings_of"]
 
 _SHARED: dict[str, Any] = {
     "n": 100, "objective": [], "target": [], "unique": False, "guidance": "none", "gamma": 2.0,
-    "steps": 32, "schedule": "uniform", "seed": 0, "max_draws": 20,
+    "steps": 32, "schedule": "", "seed": 0, "max_draws": 20,
 }  # fmt: skip
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ class Model(Protocol):
     @property
     def properties(self) -> Mapping[str, Sequence[str]]: ...
 
-    def times(self, steps: int, schedule: str) -> Any: ...
+    def times(self, steps: int, schedule: str | None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Plan:
             raise ValueError(f"no guidance is called {settings['guidance']!r}: none, cfg or cbg")
         if not math.isfinite(settings["gamma"]) or settings["gamma"] < 0:
             raise ValueError(f"gamma is {settings['gamma']:g}; it must be 0 or more")
-        times = model.times(settings["steps"], settings["schedule"])
+        times = model.times(settings["steps"], settings["schedule"] or None)
         self.times: list[float] = times.tolist()
 
     def _objective(self, text: str) -> Objective:

@@ -155,6 +155,8 @@ def test_a_fitted_grid_is_drawn_from_wherever_it_is_kept(model, tmp_path):
     assert schedule.main(["fit", *words, "--intervals", "8", "--probes", "64"]) == 0
     times = Designer.load(str(fitted)).times(4, "adaptive")
     assert torch.equal(designer.times(4, str(tmp_path / saved)), times)
+    assert torch.equal(Designer.load(str(fitted)).times(4), times)  # the default where one is kept
+    assert torch.equal(designer.times(4), designer.times(4, "uniform"))
     assert designer.times(4, "sine")[1] < 0.75 < designer.times(4, "cosine")[1]
     drawn = next(designer.design(8, steps=4, schedule=str(tmp_path / saved)))
     assert drawn == next(Designer.load(str(fitted)).design(8, steps=4, schedule="adaptive"))
