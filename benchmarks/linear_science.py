@@ -1,16 +1,12 @@
-"""What auxiliary variables are worth: properties of drug-like molecules, and small digits.
+"""What auxiliary variables are worth: properties of drug-like molecules.
 
-    python benchmarks/linear_science.py train --out runs.jsonl      36 networks, some 20 s each
+    python benchmarks/linear_science.py train --out runs.jsonl      21 networks, some 10 s each
     python benchmarks/linear_science.py table runs.jsonl
 
-`properties`: QED, logP, synthetic accessibility and the number of rings of the molecules of
+QED, logP, synthetic accessibility and the number of rings of the molecules of
 `data/zinc250k.csv.gz` that have them, in its own splits (47,113 to train on, test 12,887). Rings
 are counts: each gets even noise in [0, 1), the usual dequantisation. Every column is scaled to unit
 width and the figures hold for that scale; bits a dimension, lower is better.
-
-`digits`: MNIST (`data/mnist.npz`, or --digits) at 14 x 14 pixels, means of 2 x 2 rounded to 8 bits.
-A REDUCED set for a small network without convolutions: compare the processes, not with papers.
-Noise in [0, 1 / 256), then the logit of 0.05 + 0.9 x, as in Singhal et al. 2023.
 
 Every process gets the same network, steps, batches and mixing (slowest mode at rate 1), beta from
 0.1 to 10; auxiliaries start with variance 0.01 as published, or 1, their stationary one. Beside
@@ -27,7 +23,6 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from tables import spread
 
@@ -41,7 +36,8 @@ from bio_diffusion.diffusion.training import EMA, fit, keyed_generator
 DATA = Path(__file__).parents[1] / "data"
 COLUMNS = ("qed", "logp", "sa", "rings")
 RECIPES = {"VPSDE": vpsde, "CLD": cld, "ALDA": alda, "MALDA": malda}
-NAMES = ("VPSDE", "CLD", "ALDA", "MALDA", "learned-2", "CLD, v 1")
+PROCESSES = (*RECIPES, "learned-2", "learned-3")
+NAMES = (*PROCESSES, "CLD, v 1")
 
 
 def make(name, seed=0):
@@ -56,9 +52,9 @@ def make(name, seed=0):
 class Properties:
     """The columns, scaled, by split."""
 
-    d, width, batch, levels, samples = len(COLUMNS), 128, 256, 1, 3000
+    d, batch, lr, decay, samples = len(COLUMNS), 256, 2e-3, 0.995, 3000
 
-    def __init__(self, path=None):
+    def __init__(self):
         rows = {"train": [], "val": [], "test": []}
         with gzip.open(DATA / "zinc250k.csv.gz", "rt", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
@@ -71,7 +67,10 @@ class Properties:
             parts.append(x)
         mean, std = parts[0].mean(0), parts[0].std(0)
         self.train, self.val, self.rest = ((x - mean) / std for x in parts)
-        self.test, self.log_det = self.rest[:4000], 0.0
+        self.test = self.rest[:4000]
+
+    def draw(self, count, generator):
+        return self.train[torch.randint(len(self.train), (count,), generator=generator)]
 
     def baselines(self):
         """Kernels of the shape of the covariance, of the width that is best on validation rows."""
@@ -98,44 +97,6 @@ class Properties:
         return energy_distance(x, self.rest[-6000:])
 
 
-class Digits:
-    """MNIST at 14 x 14 in logits."""
-
-    d, width, batch, levels, samples = 196, 256, 64, 256, 1000
-
-    def __init__(self, path):
-        if not path.exists():
-            raise SystemExit(f"{path}: not there; give MNIST as .npz with x_train, x_test")
-        stored = np.load(path)
-        self.pixels, parts = [], []
-        for number, name in enumerate(("x_train", "x_test")):
-            x = torch.from_numpy(stored[name]).float().unflatten(1, (14, 2)).unflatten(3, (14, 2))
-            mixed = torch.randperm(len(x), generator=keyed_generator(number, 1))
-            self.pixels.append(x.mean((2, 4)).round().flatten(1)[mixed])  # the file goes by class
-            noise = torch.rand(self.pixels[-1].shape, generator=keyed_generator(number))
-            parts.append(0.05 + 0.9 * (self.pixels[-1] + noise) / 256)
-        slope = (math.log(0.9) - (parts[1][:1000] * (1 - parts[1][:1000])).log()).sum(1)
-        train, test = (torch.logit(x) for x in parts)
-        mean, std = train.mean(), train.std()
-        self.train, self.test = ((x - mean) / std for x in (train, test[:1000]))
-        self.log_det = float(slope.mean() - self.d * std.log())
-
-    def baselines(self):
-        """Pixels one by one, by their histograms."""
-        train, test = (x.long() for x in self.pixels)
-        cells = train + 256 * torch.arange(self.d)
-        counts = torch.bincount(cells.flatten(), minlength=256 * self.d).view(self.d, 256) + 0.1
-        bits = -(counts / counts.sum(1, keepdim=True)).log2()
-        return {"histograms of pixels": float(bits[torch.arange(self.d), test[:1000]].mean())}
-
-    def distance(self, x):
-        """Of samples to the test digits that the bound is measured on."""
-        return energy_distance(x, self.test)
-
-
-KINDS = {"properties": Properties, "digits": Digits}
-
-
 class Network(torch.nn.Module):
     """Three hidden layers on the state and ln tau."""
 
@@ -158,52 +119,73 @@ def energy_distance(x, y):
     return float(2 * torch.cdist(x, y).mean() - sum(own))
 
 
-def train(data, name, seed, steps, draws):
-    process, d = make(name, seed), data.d
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        denoiser = NoisePrediction(Network(process.variables, d, data.width), process)
-    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3 if d < 10 else 1e-3)
+def trained(data, process, network, seed, steps):
+    """Adam and the bound, the rate falling as a cosine.
+
+    Returns:
+        The denoiser, its weights averaged; mean losses of tenths of the run; CPU seconds.
+    """
+    denoiser = NoisePrediction(network, process)
+    optimizer = torch.optim.Adam(denoiser.parameters(), data.lr)
     cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ema, start, curve = EMA(denoiser, 0.995), time.process_time(), []
+    ema, start, losses = EMA(denoiser, data.decay), time.process_time(), []
 
     def batches():
         for k in range(steps):
             generator = keyed_generator(seed, k)
-            rows = torch.randint(len(data.train), (data.batch,), generator=generator)
-            yield process.lift(data.train[rows], generator), None
+            yield process.lift(data.draw(data.batch, generator), generator), None
 
     for step in fit(
         process, denoiser, batches(), optimizer, ema=ema, quantile=process.quantile, seed=seed
     ):
         cool.step()
-        curve.append(step.loss)
+        losses.append(step.loss)
     seconds = time.process_time() - start
-    with ema.applied():
-        nats = bound(process, denoiser, data.test, draws=draws).mean()
-        recipe = process.recipe
-        like = process.lift(data.train[: data.samples], keyed_generator(seed, 1))
-        distances = {}
-        for count in (10, 30):
-            times = 1 - (1 - (1 - torch.linspace(0, 1, count + 1)) ** 2)  # dense near the data
-            prior = process.prior(like, keyed_generator(seed, 2))
-            generator = keyed_generator(seed, 3)
-            x = sample(process, denoiser, prior, times, generator=generator)[:, 0]
-            distances[str(count)] = data.distance(x)
+    denoiser.load_state_dict(ema.average)
+    curve = torch.tensor(losses).tensor_split(min(10, steps))
+    return denoiser, [float(part.mean()) for part in curve], seconds
+
+
+def seeded(seed, make, *arguments):
+    """A network whose first weights follow from the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make(*arguments)
+
+
+def quadratic(count):
+    """Times from 1 to 0, dense near the data."""
+    return 1 - (1 - (1 - torch.linspace(0, 1, count + 1)) ** 2)
+
+
+def matrices(process):
+    return {"Q": process.recipe.Q.tolist(), "D": process.recipe.D.tolist()}
+
+
+def train(data, name, seed, steps, draws):
+    process, d = make(name, seed), data.d
+    network = seeded(seed, Network, process.variables, d)
+    denoiser, curve, seconds = trained(data, process, network, seed, steps)
+    nats = bound(process, denoiser, data.test, draws=draws).mean()
+    like = process.lift(data.train[: data.samples], keyed_generator(seed, 1))
+    distances = {}
+    for count in (10, 30):
+        prior = process.prior(like, keyed_generator(seed, 2))
+        generator = keyed_generator(seed, 3)
+        x = sample(process, denoiser, prior, quadratic(count), generator=generator)[:, 0]
+        distances[str(count)] = data.distance(x)
     return {
-        "bits": float(bits_per_dim(nats, d, data.log_det, data.levels)),
+        "bits": float(bits_per_dim(nats, d)),
         "distances": distances,
         "seconds": seconds,
-        "last": statistics.mean(curve[-200:]),
-        "Q": recipe.Q.tolist(),
-        "D": recipe.D.tolist(),
-    }
+        "curve": curve,
+    } | matrices(process)
 
 
-def normal_bits(data):
-    """Of a normal density with full covariance."""
-    law = torch.distributions.MultivariateNormal(data.train.mean(0), data.train.T.cov())
-    return float(bits_per_dim(law.log_prob(data.test).mean(), data.d, data.log_det, data.levels))
+def normal_nats(train, test):
+    """Log-density of rows under the normal law of others; (n,)."""
+    law = torch.distributions.MultivariateNormal(train.mean(0), train.T.cov())
+    return law.log_prob(test)
 
 
 def train_missing(path, kind, names, seeds, train):
@@ -219,53 +201,51 @@ def train_missing(path, kind, names, seeds, train):
 
 
 def train_all(arguments):
-    for kind in arguments.data:
-        data = KINDS[kind](arguments.digits)
-        train_missing(
-            arguments.out, kind, NAMES, arguments.seeds,
-            lambda name, seed, data=data: train(
-                data, name, seed, arguments.steps, arguments.draws
-            ),
-        )  # fmt: skip
+    data = Properties()
+    train_missing(
+        arguments.out, "properties", arguments.processes, arguments.seeds,
+        lambda name, seed: train(data, name, seed, arguments.steps, arguments.draws),
+    )  # fmt: skip
+
+
+def learned(runs):
+    """Prints D and the coupling of the datum to its auxiliaries, of every learned process."""
+    for run in runs:
+        if run["process"].startswith("learned"):
+            noise = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(run["D"]))
+            pull = ", ".join(f"{q:.2f}" for q in run["Q"][0][1:])
+            print(f"* {run['process']}, seed {run['seed']}: D = diag({noise}), Q_xv = {pull}")
 
 
 def table(arguments):
-    runs = [json.loads(line) for line in arguments.runs.open()]
-    for kind in dict.fromkeys(run["data"] for run in runs):
-        data = KINDS[kind](arguments.digits)
-        known = {"normal density": normal_bits(data)} | data.baselines()
-        floor = 1000 * data.distance(data.train[-data.samples :])
-        print(f"\n## {kind}, {len(data.test)} held-out rows of {data.d}\n")
-        print("; ".join(f"{name} {bits:.3f} bits/dim" for name, bits in known.items()), end=". ")
-        print(f"Energy distance x 1000 of {data.samples} training rows: {floor:.2f}.\n")
-        print(
-            "| process | seeds | bound, bits/dim | distance x 1000, 10 steps | 30 steps | CPU s |"
-        )
-        print("|---" * 6 + "|")
-        for name in NAMES:
-            mine = [run for run in runs if run["data"] == kind and run["process"] == name]
-            if len(mine) > 1:
-                far = [[1000 * r["distances"][n] for r in mine] for n in ("10", "30")]
-                cells = [spread(r["bits"] for r in mine), *(spread(values, 1) for values in far)]
-                seconds = statistics.mean(r["seconds"] for r in mine)
-                print(f"| {name} | {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
-        print()
-        for run in runs:
-            if run["data"] == kind and run["process"].startswith("learned"):
-                shape = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(run["D"]))
-                print(f"* {run['process']}, seed {run['seed']}: D = diag({shape}), "
-                      f"Q_xv = {run['Q'][0][1]:.2f}")  # fmt: skip
+    runs, data = [json.loads(line) for line in arguments.runs.open()], Properties()
+    normal = float(bits_per_dim(normal_nats(data.train, data.test).mean(), data.d))
+    known = {"normal density": normal} | data.baselines()
+    floor = 1000 * data.distance(data.train[-data.samples :])
+    print(f"\n## properties, {len(data.test)} held-out rows of {data.d}\n")
+    print("; ".join(f"{name} {bits:.3f} bits/dim" for name, bits in known.items()), end=". ")
+    print(f"Energy distance x 1000 of {data.samples} training rows: {floor:.2f}.\n")
+    print("| process | seeds | bound, bits/dim | distance x 1000, 10 steps | 30 steps | CPU s |")
+    print("|---" * 6 + "|")
+    for name in NAMES:
+        mine = [run for run in runs if run["process"] == name]
+        if len(mine) > 1:
+            far = [[1000 * r["distances"][n] for r in mine] for n in ("10", "30")]
+            cells = [spread(r["bits"] for r in mine), *(spread(values, 1) for values in far)]
+            seconds = statistics.mean(r["seconds"] for r in mine)
+            print(f"| {name} | {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
+    print()
+    learned(runs)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--digits", type=Path, default=DATA / "mnist.npz", help="MNIST as .npz")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("train")
     command.add_argument("--out", type=Path, required=True, help="one line a network")
-    command.add_argument("--data", nargs="+", default=list(KINDS), choices=list(KINDS))
+    command.add_argument("--processes", nargs="+", choices=NAMES, default=NAMES)
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--steps", type=int, default=1000)
     command.add_argument("--draws", type=int, default=24, help="of time and noise a row")

@@ -16,6 +16,8 @@ import diffdock_layers  # noqa: E402
 import dock_affinity  # noqa: E402
 import dock_quality  # noqa: E402
 import dock_vs_peers  # noqa: E402
+import linear_images  # noqa: E402
+import linear_science  # noqa: E402
 
 
 def row(key, variant, rmsd, cpu, rank=1, valid="True"):
@@ -140,3 +142,11 @@ def test_edges_are_copied_for_each_pose_and_joined_both_ways():
     nodes = torch.randn(2 * (3 + 6), diffdock_layers.SCALARS)
     made = diffdock_layers.Layers().eval()(nodes, [within, down, among, up])
     assert made.shape == (18, sum(diffdock_layers.WIDTHS[-1].split))
+
+
+def test_a_network_of_vpsde_read_as_a_denoiser_of_plain_noise_gives_back_its_score():
+    process = linear_science.make("VPSDE")
+    denoiser = linear_images.NoisePrediction(lambda x, noise, cond: torch.sin(3 * x), process)
+    plain = linear_images.DataPrediction(linear_images.Plain(denoiser), process)
+    u, t = torch.randn(4, 1, 2, 2), torch.tensor([1e-3, 0.01, 0.3, 1.0])
+    torch.testing.assert_close(plain(u.double(), t).float(), denoiser(u, t), rtol=1e-4, atol=1e-4)

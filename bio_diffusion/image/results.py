@@ -107,13 +107,13 @@ class ResultFolder(Folder):
         write_bytes(self.path / "grid.png", grid_png(pixels))
 
 
-def grid_png(pixels: np.ndarray, gap: int = 2) -> bytes:
-    """A PNG of the first 400 pictures, as square as they go; pixels (n, H, W, C) uint8."""
+def grid_png(pixels: np.ndarray, gap: int = 2, across: int | None = None) -> bytes:
+    """A PNG of the first 400 pictures (n, H, W, C) uint8, so many a row or as square as they go."""
     from PIL import Image
 
     pixels = pixels[:_LARGEST_GRID]
     n, H, W, C = pixels.shape
-    across = max(1, math.ceil(math.sqrt(n)))
+    across = across or max(1, math.ceil(math.sqrt(n)))
     down = max(1, math.ceil(n / across))
     sheet = np.full((down * (H + gap) + gap, across * (W + gap) + gap, C), 128, np.uint8)
     for number, picture in enumerate(pixels):
