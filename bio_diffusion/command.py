@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, TextIO
 
 from bio_diffusion.files import InputError, one_line
 
@@ -40,7 +40,11 @@ class Parser(argparse.ArgumentParser):
         kind, _, words = message.partition(": ")
         if kind == "unrecognized arguments":
             word = words.split()[0].partition("=")[0]
-            if near := difflib.get_close_matches(word, self._options(), 1):
+            known = self._options()
+            begun = [flag for flag in known if word.startswith("--") and flag.startswith(word)]
+            if word in known:
+                message = f"{word} belongs to another command than this one"
+            elif near := begun or difflib.get_close_matches(word, known, 1):
                 message += f"; did you mean {near[0]}?"
         self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
 
@@ -111,14 +115,23 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Lines to a stream; the work goes on when its reader has gone, as after `| head`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keeps quiet about a reader that has gone, and only about that."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
 @contextmanager
 def _logging_to(log: logging.Logger, quiet: bool) -> Iterator[None]:
     """Warnings and errors to stderr, progress to stdout unless quiet."""
-    errors = logging.StreamHandler(sys.stderr)
+    errors = _Lines(sys.stderr)
     errors.setLevel(logging.ERROR if quiet else logging.WARNING)
     handlers: list[logging.Handler] = [errors]
     if not quiet:
-        told = logging.StreamHandler(sys.stdout)
+        told = _Lines(sys.stdout)
         told.addFilter(lambda record: record.levelno == logging.INFO)
         handlers.append(told)
     before = log.level, log.propagate

@@ -1,10 +1,13 @@
 """Files that appear whole or not at all, and result folders that one run has at a time."""
 
+import argparse
+import logging
 import os
+import sys
 
 import pytest
 
-from bio_diffusion.command import Parser, choose_device
+from bio_diffusion.command import Parser, Progress, choose_device, exit_status
 from bio_diffusion.files import (
     InputError,
     rounded,
@@ -114,3 +117,30 @@ def test_a_wrong_flag_is_one_line_that_names_the_right_one(capsys):
             parser.parse_args(words)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+class Gone:
+    """A stream whose reader has gone, as after `| head`."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    flush = isatty = lambda self: False
+
+
+def test_work_goes_on_when_nobody_reads_what_is_said(monkeypatch, capsys, tmp_path):
+    log = logging.getLogger("bio_diffusion.test")
+
+    class Said:
+        place = tmp_path
+
+        def execute(self):
+            with Progress(log, False, "things") as progress:
+                progress.step("one")
+            return 3
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    options = argparse.Namespace(quiet=False, log_file=None)
+    assert exit_status(options, log, lambda _: Said(), ()) == 3
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
