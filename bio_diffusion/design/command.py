@@ -135,7 +135,8 @@ class _Run:
         self.folder = ResultFolder.open(
             self.path, key, len(self.plan.starts), options.resume, options.overwrite
         )
-        self.known = self._known()
+        self.training = self._training()
+        self.known = None if self.training is None else frozenset(self.training)
         try:
             self.folder.write_text("config.yaml", dump(self.settings))
             self._write_tables(force=True)
@@ -239,7 +240,7 @@ class _Run:
             return self.plan.scaffold.matches(text)
         return start.language is None or text in start.language
 
-    def _known(self) -> frozenset[str] | None:
+    def _training(self) -> list[str] | None:
         """The training set; molecules as canonical SMILES. None where the data are not at hand."""
         try:
             training = self.designer.training
@@ -248,8 +249,8 @@ class _Run:
             return None
         if self.text == "smiles" and any(canonical(s) != s for s in training[:200]):
             log.info("writing %d training molecules the one way", len(training))
-            return frozenset(c for s in training if (c := canonical(s)) is not None)
-        return frozenset(training)
+            return [c for s in training if (c := canonical(s)) is not None]
+        return training
 
     def _write_tables(self, force: bool = False) -> None:
         """Writes the designs so far, at most 5 % of the time."""
@@ -268,22 +269,25 @@ class _Run:
         )
 
     def _finish(self, status: str) -> None:
-        """Writes the last tables, the summary and the report, and says where they are."""
+        """Writes the last tables, the summary and the report, and says where they are.
+
+        An interrupted run is not compared with anything, which would keep the user waiting.
+        """
         self._write_tables(force=True)
         sampled = time.monotonic() - self.began
-        table = summary.compare(
+        table = None if status == "interrupted" else summary.compare(
             self.plan.domain,
             self.rows,
             self.drawn,
-            None if self.known is None else self.designer.training,
+            self.training,
             self.properties,
             self.plan.oracles,
             self.settings["seed"],
-        )
+        )  # fmt: skip
         languages = [s.language for s in self.plan.starts if s.language is not None]
         data = {
             "status": status,
-            "shortfall": self._shortfall() if len(self.rows) < self.wanted else None,
+            "shortfall": self._shortfall() if status == "short" else None,
             "version": bio_diffusion.__version__,
             "model": {"name": self.designer.name, "sha256": self.designer.sha256},
             "settings": self.settings,
@@ -300,7 +304,7 @@ class _Run:
                 "drawn": len(self.drawn),
                 "accepted_share": _rounded(len(self.rows) / max(1, len(self.drawn))),
             },
-            **table.summary,
+            **(table.summary if table else {}),
             "timings": {
                 "seconds": round(time.monotonic() - self.began, 2),
                 "sampling_seconds": round(sampled, 2),
@@ -308,10 +312,12 @@ class _Run:
             "libraries": libraries("torch", "rdkit", "numpy"),
         }
         self.folder.write_json("summary.json", data)
-        report = Report(self.plan.domain, self.rows, data, table)
-        self.folder.write_text("report.html", report.html())
+        files = ["designs.fasta" if self.text == "sequence" else "designs.csv"]
+        if table:
+            report = Report(self.plan.domain, self.rows, data, table)
+            self.folder.write_text("report.html", report.html())
+            files.append("report.html")
         lines = [f"{len(self.rows)} designs of {len(self.drawn)} drawn"]
-        files = ("designs.fasta" if self.text == "sequence" else "designs.csv", "report.html")
         lines += [f"{name:14}{self.path / name}" for name in files]
         log.info("%s", "\n".join(lines))
 

@@ -20,7 +20,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 
 from bio_diffusion.design.properties import molecule
 from bio_diffusion.design.rules import LETTERS
-from bio_diffusion.design.summary import Table
+from bio_diffusion.design.summary import NEAREST, Table
 from bio_diffusion.pages import page, settings_table
 
 __all__ = ["Report", "histogram", "logo"]
@@ -33,6 +33,16 @@ DRAWN = 48
 
 _COLOURS = {"designs": "#2f6fb5", "training set": "#9aa3af", "dinucleotide shuffle": "#d9a441"}
 _LETTERS = {"A": "#1b7f5a", "C": "#2f6fb5", "G": "#d08a00", "T": "#b23b3b"}
+_SCALE = {
+    "smiles": "<p>A random sample of all classes stands for the training set. The nearest training "
+    f"molecule is looked for among all of them, for {NEAREST} designs at most and, for scale, for "
+    "as many molecules of the training set itself.</p>",
+    "dna": "<p>A random sample of all classes stands for the training set; the k-mer distances and "
+    "the AUROC compare with it. Both depend on how many sequences are compared: in the column of "
+    "the training set they are those of further training sequences, as many as there are designs. "
+    "The nearest training sequence is looked for among all of them, for at most "
+    f"{NEAREST} of each column.</p>",
+}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; max-width: 1100px; margin: 2rem auto;
   padding: 0 1rem; }
@@ -79,10 +89,12 @@ class Report:
         drawings = self._sequences() if self.domain == "dna" else self._molecules()
         body = f"""\
 <p>{counts["given"]} designs of {counts["asked"]} asked for, from {counts["drawn"]} draws of the
-model {escape(str(self.summary["model"]["name"]))}.</p>
+model {escape(str(self.summary["model"]["name"]))}. {escape(self._told())}</p>
+<p>{self._shares()}</p>
 {"".join(f'<p class="notes">{escape(line)}</p>' for line in notes)}
 <h2>Beside the training set</h2>
 {_comparison(self.table.rows)}
+{_SCALE[self.domain] if "training set" in self.table.rows else ""}
 <h2>Properties</h2>
 <div class="plots">{plots}</div>
 {drawings}
@@ -93,6 +105,26 @@ model {escape(str(self.summary["model"]["name"]))}.</p>
 <footer>Nothing here is loaded from a network. Properties are computed, not measured; means stand
 with their standard errors. bio_diffusion {escape(str(self.summary["version"]))}.</footer>"""
         return page(title, _STYLE, body)
+
+    def _told(self) -> str:
+        told = "; ".join(
+            words if name in words else f"{name} {words}"
+            for name, words in self.summary["targets"].items()
+        )
+        return f"It was told {told}." if told else "It was told nothing."
+
+    def _shares(self) -> str:
+        """Validity, uniqueness and novelty in one sentence, each with what it is a share of."""
+        valid, unique, novel, raw = (
+            "–" if (share := self.summary.get(key)) is None else f"{100 * share:.3g} %"
+            for key in ("validity", "uniqueness", "novelty", "raw_novelty")
+        )
+        if self.domain == "dna":
+            return f"Of all that was drawn {unique} are different, and {novel} of these are novel."
+        return (
+            f"Of all that was drawn {valid} are molecules, {unique} of these are different, and "
+            f"{novel} of these are novel ({raw} when other spellings count as other molecules)."
+        )
 
     def _molecules(self) -> str:
         cards = []

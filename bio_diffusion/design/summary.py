@@ -1,6 +1,9 @@
 """Designs beside the training set and beside shuffles, as one table of numbers.
 
-The training set stands for itself by a random sample of at most `SAMPLE`, drawn by the seed.
+A random sample of at most `SAMPLE` stands for the training set. What depends on how many sequences
+are compared (distances of words, the discriminator, the nearest training sequence) is measured for
+as many other training sequences too, which are kept out of that sample: what the designs would
+score if they were real ones.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from bio_diffusion.files import rounded
 __all__ = ["SAMPLE", "Table", "compare"]
 
 SAMPLE = 1000
+NEAREST = 50
+"""Designs, at most, whose nearest training sequence is looked for, among all of them."""
+
 _MOTIF_ROWS = 20
 _FOLD = 10  # sequences of each kind, below which no discriminator is trained
 
@@ -52,7 +58,7 @@ def compare(
         domain: "dna" or "smiles".
         designs: Rows of the result table.
         drawn: All strings that were drawn for them.
-        training: Training strings; None where they are not at hand.
+        training: Training strings, molecules as canonical SMILES; None where they are not at hand.
         properties: Names to measure.
         oracles: For `measure`.
         seed: Of the sample and the shuffles.
@@ -61,9 +67,13 @@ def compare(
     strings = [row[text] for row in designs]
     source = np.random.default_rng(seed)
     sets = {"designs": strings}
+    apart: list[str] = []
+    others: list[str] = []
     if training:
-        chosen = source.choice(len(training), min(SAMPLE, len(training)), replace=False)
-        sets["training set"] = [training[i] for i in np.sort(chosen)]
+        order = source.permutation(len(training))
+        few = min(len(strings), SAMPLE, len(training) // 2)
+        apart, others = ([training[i] for i in part] for part in (order[:few], order[few:]))
+        sets["training set"] = others[:SAMPLE]
     if domain == "dna" and strings:
         sets["dinucleotide shuffle"] = [metrics.dinucleotide_shuffle(s, source) for s in strings]
     measured = {name: measure(properties, group, oracles) for name, group in sets.items() if group}
@@ -72,13 +82,12 @@ def compare(
     for name, group in sets.items():
         rows[name] = {"count": float(len(group))}
         for p in properties if group else ():
-            mean, error = metrics.mean_with_error(values[p][name])
-            rows[name] |= {p: rounded(mean), f"{p} error": rounded(error)}
+            _put(rows[name], p, values[p][name])
     summary: dict[str, Any] = {}
     if domain == "dna":
-        summary |= _dna(strings, drawn, training, sets, rows)
+        summary |= _dna(drawn, training, apart, others, sets, rows)
     else:
-        summary |= _smiles(strings, drawn, training, sets, rows)
+        summary |= _smiles(drawn, training, apart, others, sets, rows)
     novel = [bool(row["novel"]) for row in designs]
     summary["properties"] = {
         p: {
@@ -99,9 +108,10 @@ def compare(
 
 
 def _smiles(
-    strings: Sequence[str],
     drawn: Sequence[str],
     training: Sequence[str] | None,
+    apart: Sequence[str],
+    others: Sequence[str],
     sets: Mapping[str, Sequence[str]],
     rows: dict[str, dict[str, float | None]],
 ) -> dict[str, Any]:
@@ -117,17 +127,23 @@ def _smiles(
         rows[name]["internal diversity"] = rounded(metrics.internal_diversity(group))
         rows[name]["scaffolds"] = float(len(metrics.bemis_murcko(group)))
         rows[name]["different molecules"] = float(len({canonical(s) for s in group} - {None}))
-    if training and strings:
-        nearest = metrics.nearest_similarity(strings, sets["training set"])
-        rows["designs"]["nearest training similarity"] = rounded(float(nearest.mean()))
+    if apart:
+        prints, further = metrics.fingerprints(others), metrics.fingerprints(apart)
+        for name, group, known in (
+            ("designs", sets["designs"], [*prints, *further]),
+            ("training set", apart, prints),
+        ):
+            nearest = metrics.nearest_similarity(_some(group), known)
+            _put(rows[name], "nearest training similarity", nearest)
     figures["diversity"] = rows["designs"]["internal diversity"]
     return figures
 
 
 def _dna(
-    strings: Sequence[str],
     drawn: Sequence[str],
     training: Sequence[str] | None,
+    apart: Sequence[str],
+    others: Sequence[str],
     sets: Mapping[str, Sequence[str]],
     rows: dict[str, dict[str, float | None]],
 ) -> dict[str, Any]:
@@ -138,27 +154,22 @@ def _dna(
         "uniqueness": _share(len(set(drawn)), len(drawn)),
         "novelty": novel,
     }
-    reference = sets.get("training set", ())
-    for name, group in sets.items():
-        if name == "training set" or not reference or not group:
+    sample = sets.get("training set", ())
+    for name, group in {**sets, "training set": apart}.items():
+        if not sample or not group:
             continue
         for k in (3, 6):
-            rows[name][f"{k}-mer distance"] = rounded(metrics.kmer_distance(group, reference, k))
-        nearest = metrics.nearest_edit(group, list(reference))
-        rows[name]["nearest training edit"] = rounded(float(nearest.mean()))
-        size = min(len(group), len(reference))
+            rows[name][f"{k}-mer distance"] = rounded(metrics.kmer_distance(group, sample, k))
+        nearest = metrics.nearest_edit(_some(group), others if group is apart else training or ())
+        _put(rows[name], "nearest training edit", nearest)
+        size = min(len(group), len(sample))
         if size >= _FOLD:
-            score = metrics.discriminator_auroc(group[:size], reference[:size])
+            score = metrics.discriminator_auroc(group[:size], sample[:size])
             rows[name]["discriminator AUROC"] = rounded(score)
-    if len(reference) >= 4:  # what two halves of the training set differ by, for scale
-        halves = reference[::2], reference[1::2]
-        for k in (3, 6):
-            distance = metrics.kmer_distance(*halves, k)
-            rows["training set"][f"{k}-mer distance"] = rounded(distance)
     figures["kmer_distance"] = {k: rows["designs"].get(f"{k}-mer distance") for k in ("3", "6")}
-    if strings:
+    if sets["designs"]:
         try:
-            best = metrics.enrichment(strings, sets["dinucleotide shuffle"])[:_MOTIF_ROWS]
+            best = metrics.enrichment(sets["designs"], sets["dinucleotide shuffle"])[:_MOTIF_ROWS]
             figures["motifs"] = [
                 {k: rounded(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
                 for row in best
@@ -166,6 +177,17 @@ def _dna(
         except FileNotFoundError:
             figures["motifs"] = None  # JASPAR's file is not at hand
     return figures
+
+
+def _some(group: Sequence[str]) -> Sequence[str]:
+    """At most `NEAREST` of a set, from all over it."""
+    return group[:: -(-len(group) // NEAREST)]
+
+
+def _put(row: dict[str, float | None], name: str, values: np.ndarray) -> None:
+    """Mean and standard error of values (N,), as the report reads them."""
+    mean, error = metrics.mean_with_error(values)
+    row |= {name: rounded(mean), f"{name} error": rounded(error)}
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -41,8 +41,9 @@ def test_similarities_are_rdkits():
     pairs = [DataStructs.TanimotoSimilarity(a, b) for a, b in itertools.combinations(some, 2)]
     assert metrics.internal_diversity(MOLECULES[:20]) == pytest.approx(1 - np.mean(pairs), abs=1e-6)
     nearest = [max(DataStructs.BulkTanimotoSimilarity(a, rest)) for a in some]
-    found = metrics.nearest_similarity(MOLECULES[:20], MOLECULES[20:])
+    found = metrics.nearest_similarity(MOLECULES[:20], metrics.fingerprints(MOLECULES[20:]))
     np.testing.assert_allclose(found, nearest, atol=1e-6)
+    assert np.isnan(metrics.nearest_similarity(["CCO"], [])).all()
     assert np.isnan(metrics.internal_diversity(["CCO", "broken"]))
     assert metrics.internal_diversity(["CCO", "OCC"]) == pytest.approx(0)
 
