@@ -17,7 +17,7 @@ Exit status: 0 all done; 1 a fault of this program; 2 bad usage or input, before
 
 Examples:
   python -m bio_diffusion.design smiles --n 100 --objective 'qed>=0.6' 'logp<=3' --unique
-  python -m bio_diffusion.design smiles --scaffold 'c1ccc2[nH]ccc2c1' --guidance cfg
+  python -m bio_diffusion.design smiles --scaffold 'c1ccc2[nH]ccc2c1' --objective 'qed>=0.7'
   python -m bio_diffusion.design dna --n 50 --avoid EcoRI BsaI --gc 0.4:0.6 --max-homopolymer 5
   python -m bio_diffusion.design dna --template 'NNNNTTGACANNNNNNNNNNNNNNNNNTATAATNNN' --seed 1
   python -m bio_diffusion.design smiles --model qm9 --objective 'qed>=0.5' --guidance cfg --steps 8
@@ -51,9 +51,14 @@ def parser() -> Parser:
         _common(sub, "gc, motif:ID and the model's own" if sub is dna else _SMILES_NAMES)
         _run_flags(sub, suppressed=True)
     hold = dna.add_argument_group("constraints, all exact")
-    hold.add_argument("--template", metavar="IUPAC", help="letters allowed at each site; N is free")
     hold.add_argument(
-        "--start", metavar="FASTA", help="sequences to complete, one run of --n each; N is free"
+        "--template", metavar="IUPAC", type=_given, help="letters allowed at each site; N is free"
+    )
+    hold.add_argument(
+        "--start",
+        metavar="FASTA",
+        type=_given,
+        help="sequences to complete, --n designs of each; N is free",
     )
     hold.add_argument(
         "--avoid",
@@ -69,11 +74,22 @@ def parser() -> Parser:
         action="extend",
         help="IUPAC motifs or JASPAR matrices (their consensus), each at least once",
     )
-    hold.add_argument("--gc", metavar="LO:HI", help="share of G and C, such as 0.4:0.6")
+    hold.add_argument(
+        "--gc", metavar="LO:HI", type=_given, help="share of G and C, such as 0.4:0.6"
+    )
     hold.add_argument("--max-homopolymer", metavar="K", type=int, help="longest run of one letter")
     keep = smiles.add_argument_group("constraints")
-    keep.add_argument("--scaffold", metavar="SMARTS", help="substructure that every design keeps")
+    keep.add_argument(
+        "--scaffold", metavar="SMARTS", type=_given, help="substructure that every design keeps"
+    )
     return p
+
+
+def _given(text: str) -> str:
+    """A flag's value; a blank one, as of a shell variable not set, would silently do nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is blank; give a value or leave the flag out")
+    return text
 
 
 def _common(p: argparse.ArgumentParser, names: str) -> None:
@@ -121,7 +137,7 @@ def _run_flags(p: argparse.ArgumentParser, suppressed: bool) -> None:
     left_out = argparse.SUPPRESS if suppressed else None
     run = p.add_argument_group("run")
     run.add_argument(
-        "--out", metavar="DIR", default=left_out, help="folder (design-results/DOMAIN)"
+        "--out", metavar="DIR", default=left_out, type=_given, help="folder (design-results/DOMAIN)"
     )
     run.add_argument(
         "--device",

@@ -11,7 +11,7 @@ import argparse
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,20 @@ class _Runs:
         place = Path(options.out) if options.out else None
         models: dict[str, Designer] = {}
         self.runs = []
-        for name, settings in _jobs(options):
-            if settings["model"] not in models:
-                models[settings["model"]] = Designer.load(settings["model"], options.device)
-            out = place or Path("design-results") / (name or settings["domain"])
-            if name and place:
-                out = place / name
-            self.runs.append(_Run(settings, models[settings["model"]], out, options))
+        for name, given in _jobs(options):
+            try:
+                settings = settings_of(given)
+                if settings["model"] not in models:
+                    models[settings["model"]] = Designer.load(settings["model"], options.device)
+                out = place or Path("design-results") / (name or settings["domain"])
+                if name and place:
+                    out = place / name
+                self.runs.append(_Run(settings, models[settings["model"]], out, options))
+            except (ConfigError, CheckpointError, InputError) as error:
+                if not options.job:
+                    raise
+                where = f"{options.job}: run {name}" if name else options.job
+                raise InputError("job", f"{where}: {error}") from None
         self.place = self.runs[0].path
 
     def execute(self) -> int:
@@ -68,10 +75,12 @@ class _Runs:
         return status
 
 
-def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and settings of each run."""
+def _jobs(
+    options: argparse.Namespace,
+) -> Iterator[tuple[str, argparse.Namespace | Mapping[str, Any]]]:
+    """Name of each run, empty where there is one alone, and what was asked of it."""
     if not options.job:
-        yield "", settings_of(options)
+        yield "", options
         return
     tree = read(options.job)
     jobs = tree.get("jobs", [tree])
@@ -83,14 +92,11 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     seen = set()
     for number, job in enumerate(jobs, 1):
         given = dict(job)
-        name = slug(given.pop("name", str(number) if "jobs" in tree else ""))
+        name = slug(given.pop("name", "")) or (str(number) if "jobs" in tree else "")
         if name in seen:
             raise InputError("job", f"{options.job}: two runs are called {name!r}; rename one")
         seen.add(name)
-        try:
-            yield name, settings_of(given)
-        except (ConfigError, InputError) as error:
-            raise InputError("job", f"{options.job}: run {name or 1}: {error}") from None
+        yield name, given
 
 
 class _Run:
@@ -130,7 +136,9 @@ class _Run:
             log.warning("%s", warning)
         key = {**self.settings, "checkpoint": self.designer.sha256}
         key |= {"version": bio_diffusion.__version__, "device": str(self.designer.device)}
-        key["times"] = self.plan.times  # the file of a schedule may have changed
+        key["times"] = self.plan.times  # the files of a schedule and of starts may have changed
+        if self.plan.records:
+            key["start_sequences"] = self.plan.records
         options, status = self.options, "complete"
         self.folder = ResultFolder.open(
             self.path, key, len(self.plan.starts), options.resume, options.overwrite
@@ -182,7 +190,7 @@ class _Run:
             gamma=settings["gamma"],
             steps=settings["steps"],
             schedule=settings["schedule"] or None,
-            seed=settings["seed"],
+            seed=start.seed,
             constraints=start.guides,
             first=drawn,
         )
@@ -295,7 +303,7 @@ class _Run:
                 name: self.designer.properties[name][place]
                 for name, place in self.plan.targets.items()
             },
-            "constraints": [str(c) for lang in languages[:1] for c in lang.constraints],
+            "constraints": [str(c) for c in self.plan.constraints],
             "sequences_that_satisfy_them": [str(lang.size) for lang in languages],
             "warnings": self.plan.warnings,
             "counts": {

@@ -10,17 +10,19 @@ import argparse
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from bio_diffusion.config import merge
 from bio_diffusion.design import motifs
 from bio_diffusion.design.constraints import guides
 from bio_diffusion.design.language import Language
-from bio_diffusion.design.properties import Objective, Oracle, known_names
+from bio_diffusion.design.properties import WHOLE, Objective, Oracle, check_together, known_names
 from bio_diffusion.design.rules import GC, IUPAC, Constraint, MaxRun, Sites
 from bio_diffusion.design.scaffold import Scaffold
+from bio_diffusion.diffusion.categorical import Autoregressive
 from bio_diffusion.diffusion.process import Guidance
+from bio_diffusion.diffusion.training import keyed_seed
 from bio_diffusion.files import InputError, one_line, read_text
 
 __all__ = ["DEFAULTS", "Plan", "Start", "settings_of"]
@@ -40,7 +42,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings of each domain, by the names of the flags."""
 
 _AT_LEAST = {"n": 1, "steps": 1, "seed": 0, "max_draws": 1}
-_WHOLE = {"rings"}  # above 3 means 4 or more
 
 
 class Model(Protocol):
@@ -67,12 +68,14 @@ class Start:
 
     Attributes:
         id: Of its record; empty when there is none.
+        seed: Of its draws. Each record has its own, or all would be completed in the same way.
         guides: What holds its constraints.
         language: Of DNA.
     """
 
     id: str
-    guides: tuple[Guidance, ...]
+    seed: int
+    guides: tuple[Guidance, ...] = ()
     language: Language | None = None
 
 
@@ -102,7 +105,9 @@ class Plan:
     Attributes:
         objectives: What every design must satisfy.
         targets: Property of the model -> class.
+        records: Sequences of the file of starts, by id.
         starts: What to complete, one at least.
+        constraints: On DNA, those that hold for every start.
         times: The grid of the sampler, from 1 to 0.
         scaffold: That every molecule keeps.
         warnings: What the user should know, a line each.
@@ -117,9 +122,12 @@ class Plan:
         self.warnings: list[str] = []
         self.oracles: Mapping[str, Oracle] = model.oracles
         self.scaffold: Scaffold | None = None
+        self.records: dict[str, str] = {}
+        self.constraints: list[Constraint] = []
         try:
             self._check()
             self.objectives = [self._objective(text) for text in settings["objective"]]
+            check_together(self.objectives)
             self.targets = self._targets()
             if settings["guidance"] != "none" and not self.targets:
                 known = ", ".join(model.properties) or "none"
@@ -148,6 +156,12 @@ class Plan:
             raise ValueError(f"no guidance is called {settings['guidance']!r}: none, cfg or cbg")
         if not math.isfinite(settings["gamma"]) or settings["gamma"] < 0:
             raise ValueError(f"gamma is {settings['gamma']:g}; it must be 0 or more")
+        if settings["guidance"] == "none" and settings["gamma"] != _SHARED["gamma"]:
+            self.warnings.append("gamma changes nothing without --guidance cfg or cbg")
+        if isinstance(model.process, Autoregressive) and settings["steps"] != _SHARED["steps"]:
+            self.warnings.append(
+                f"steps change nothing: the model {settings['model']} writes one site a step"
+            )
         times = model.times(settings["steps"], settings["schedule"] or None)
         self.times: list[float] = times.tolist()
 
@@ -156,13 +170,16 @@ class Plan:
 
     def _targets(self) -> dict[str, int]:
         """Classes asked for by name, and those in which the objectives hold."""
-        found = {}
-        for objective in self.objectives:
-            for known in self.model.labelled:
-                if known.name == objective.name and known.edges:
-                    found[known.name] = _bin(objective, known.edges)
+        found, named = {}, set()
+        for known in self.model.labelled:
+            same = [objective for objective in self.objectives if objective.name == known.name]
+            if same and known.edges:
+                found[known.name] = _class(same, known.edges)
         for text in self.settings["target"]:
             name, place = self._target(str(text))
+            if name in named:
+                raise ValueError(f"target {text!r}: {name} has two targets; keep one")
+            named.add(name)
             found[name] = place
         return found
 
@@ -180,23 +197,30 @@ class Plan:
             if word in (words, str(place) if name or len(described) == 1 else words)
         ]
         if len(pairs) != 1:
-            every = [w for key, classes in described.items() if name in ("", key) for w in classes]
-            near = difflib.get_close_matches(word, every, 3, 0.5)
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else f"there are {', '.join(every)}"
-                if every
-                else "it was taught none"
-            )
+            hint = self._near(name, word)
             raise ValueError(f"the model {self.settings['model']} has no class {text!r}; {hint}")
         return pairs[0]
+
+    def _near(self, name: str, word: str) -> str:
+        """Classes that a word may have meant, of one property or (with "") all."""
+        asked = [known for known in self.model.labelled if name in ("", known.name)]
+        near = difflib.get_close_matches(word, [n for known in asked for n in known.names], 3, 0.5)
+        if near:
+            return f"did you mean {' or '.join(near)}?"
+        there = [
+            ", ".join(known.names)
+            or f"{known.name}=0 to {known.name}={known.classes - 1} "
+            f"({known.describe()[0]} to {known.describe()[-1]})"
+            for known in asked
+        ]
+        return f"there are {', '.join(there)}" if there else "it was taught none"
 
     # --- constraints -----------------------------------------------------------------------------
 
     def _smiles(self) -> list[Start]:
+        start = Start("", self.settings["seed"])
         if not self.settings["scaffold"]:
-            return [Start("", ())]
+            return [start]
         self.scaffold = Scaffold(self.settings["scaffold"])
         guide = self.scaffold.guide(self.model.tokenizer, self.model.process)
         if guide is None:
@@ -204,53 +228,65 @@ class Plan:
                 f"the scaffold {one_line(self.settings['scaffold'], 60)} is no plain structure: "
                 "designs are only searched for it, which may take many draws"
             )
-            return [Start("", ())]
-        return [Start("", (guide,))]
+            return [start]
+        return [replace(start, guides=(guide,))]
 
     def _dna(self) -> list[Start]:
-        settings = self.settings
-        shared: list[Constraint] = [Sites(settings["template"])] if settings["template"] else []
-        shared += [motifs.avoid(str(word)) for word in settings["avoid"]]
-        shared += [motifs.contain(str(word)) for word in settings["motif"]]
+        settings, held = self.settings, self.constraints
+        held += [Sites(settings["template"])] if settings["template"] else []
+        held += [motifs.avoid(str(word)) for word in settings["avoid"]]
+        held += [motifs.contain(str(word)) for word in settings["motif"]]
         if settings["max_homopolymer"] is not None:
-            shared.append(MaxRun(int(settings["max_homopolymer"])))
+            held.append(MaxRun(int(settings["max_homopolymer"])))
         if settings["gc"]:
-            shared.append(_window(str(settings["gc"])))
+            window = _window(str(settings["gc"]))
+            asked = [objective for objective in self.objectives if objective.name == "gc"]
+            check_together(
+                [*asked, Objective("gc", ">=", window.low), Objective("gc", "<=", window.high)]
+            )
+            held.append(window)
         if not settings["start"]:
-            return [self._start("", shared)]
-        records = read_fasta(settings["start"])
+            return [self._start(Start("", settings["seed"]), held)]
+        self.records = read_fasta(settings["start"])
         starts = []
-        for name, sequence in records.items():
+        for name, sequence in self.records.items():
+            start = Start(name, keyed_seed(settings["seed"], name))
             try:
-                starts.append(self._start(name, [*shared, Sites(sequence)]))
+                starts.append(self._start(start, [*held, Sites(sequence)]))
             except ValueError as error:
                 raise InputError("start", f"{settings['start']}: {name}: {error}") from None
         return starts
 
-    def _start(self, name: str, constraints: Sequence[Constraint]) -> Start:
+    def _start(self, start: Start, constraints: Sequence[Constraint]) -> Start:
         if not constraints:
-            return Start(name, ())
+            return start
         language = Language.of(constraints, self.model.length)
         if language.size < self.settings["n"]:
-            about = f"{name}: " if name else ""
+            about = f"{start.id}: " if start.id else ""
             self.warnings.append(
                 f"{about}only {language.size} sequences satisfy all constraints, and "
                 f"{self.settings['n']} designs are asked for"
             )
-        return Start(name, guides(language, self.model.process), language)
+        return replace(start, guides=guides(language, self.model.process), language=language)
 
 
-def _bin(objective: Objective, edges: Sequence[float]) -> int:
-    """The class to aim at: the nearest to the value of those in which the objective holds; where
-    it holds in part of the last class only, that one. Class k holds (edges[k-1], edges[k]]."""
-    value, least = objective.value, 1.0 if objective.name in _WHOLE else 0.0
-    if objective.relation in (">=", ">"):
-        above = [k for k, low in enumerate(edges, 1) if low + least >= value]
+def _class(objectives: Sequence[Objective], edges: Sequence[float]) -> int:
+    """The class to aim at for the objectives on one property.
+
+    Between two bounds it is the one that holds their middle; beyond one bound the nearest that lies
+    beyond it whole, else the outermost. Class k holds (edges[k-1], edges[k]].
+    """
+    least = [o.bounds()[0] for o in objectives if o.relation in (">=", ">", "=")]
+    most = [o.bounds()[1] for o in objectives if o.relation in ("<=", "<", "=")]
+    if least and most:
+        middle = (max(least) + min(most)) / 2
+        return sum(edge < middle for edge in edges)
+    if least:
+        next_value = 1.0 if objectives[0].name in WHOLE else 0.0
+        above = [k for k, low in enumerate(edges, 1) if low + next_value >= max(least)]
         return above[0] if above else len(edges)
-    if objective.relation in ("<=", "<"):
-        below = [k for k, high in enumerate(edges) if high <= value]
-        return below[-1] if below else 0
-    return sum(edge < value for edge in edges)
+    below = [k for k, high in enumerate(edges) if high <= min(most)]
+    return below[-1] if below else 0
 
 
 def _window(text: str) -> GC:

@@ -18,6 +18,7 @@ SMILES that is no molecule, and no objective holds there.
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,9 +33,12 @@ from bio_diffusion.design import motifs
 from bio_diffusion.design.rules import IUPAC
 
 __all__ = [
+    "RANGES",
+    "WHOLE",
     "Objective",
     "Oracle",
     "canonical",
+    "check_together",
     "known_names",
     "measure",
     "molecule",
@@ -43,6 +47,15 @@ __all__ = [
 
 Oracle = Callable[[list[str]], np.ndarray]
 """Strings to values (N,), NaN where there is none."""
+
+RANGES = {
+    "qed": (0, 1), "sa": (1, 10), "mw": (0, math.inf), "rings": (0, math.inf),
+    "tpsa": (0, math.inf), "gsk3b": (0, 1), "jnk3": (0, 1), "gc": (0, 1),
+}  # fmt: skip
+"""Between which a property lies, where that is known."""
+
+WHOLE = {"rings"}
+"""What is counted: above 3 means 4 or more."""
 
 _RELATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": operator.ge,
@@ -97,8 +110,39 @@ class Objective:
         """(N,) bool; NaN never holds."""
         return np.asarray(_RELATIONS[self.relation](np.asarray(values, float), self.value))
 
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that it allows."""
+        low, high = RANGES.get(self.name, (-math.inf, math.inf))
+        whole = self.name in WHOLE
+        if self.relation in (">=", "=", ">"):
+            at_least = math.ceil(self.value) if whole else self.value
+            if self.relation == ">":
+                at_least = (
+                    math.floor(self.value) + 1 if whole else math.nextafter(at_least, math.inf)
+                )
+            low = max(low, at_least)
+        if self.relation in ("<=", "=", "<"):
+            at_most = math.floor(self.value) if whole else self.value
+            if self.relation == "<":
+                at_most = math.ceil(self.value) - 1 if whole else math.nextafter(at_most, -math.inf)
+            high = min(high, at_most)
+        return low, high
+
     def __str__(self) -> str:
         return f"{self.name}{self.relation}{self.value:g}"
+
+
+def check_together(objectives: Sequence[Objective]) -> None:
+    """Raises `ValueError` naming the objectives that no value of their property satisfies."""
+    for name in dict.fromkeys(objective.name for objective in objectives):
+        same = [objective for objective in objectives if objective.name == name]
+        lows, highs = zip(*(objective.bounds() for objective in same), strict=True)
+        if max(lows) > min(highs):
+            listed, why = "; ".join(map(str, same)), ""
+            if len(same) == 1 and name in RANGES:
+                number = "a whole number" if name in WHOLE else "a number"
+                why = f", which is {number} from {RANGES[name][0]:g} to {RANGES[name][1]:g}"
+            raise ValueError(f"no {name}{why} satisfies [{listed}]: drop or relax one")
 
 
 def known_names(domain: str, oracles: Iterable[str] = ()) -> list[str]:

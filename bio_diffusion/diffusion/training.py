@@ -59,8 +59,8 @@ class Step:
     parts: Mapping[str, float]
 
 
-def keyed_seed(*key: int) -> int:
-    """A 63-bit seed from a few integers; equal keys give equal seeds, other keys unrelated ones."""
+def keyed_seed(*key: int | str) -> int:
+    """A 63-bit seed from a few numbers or names; equal keys give equal seeds, others unrelated."""
     digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

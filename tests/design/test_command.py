@@ -113,6 +113,22 @@ def test_molecules_are_what_was_asked_for(tmp_path, fake):
     assert not list(out.glob(".*.part")) and not (out / "designs.fasta").exists()
 
 
+@pytest.mark.parametrize(
+    "objectives, place",
+    [
+        (["qed>=0.45"], 2),  # the nearest class of 0.4 < qed <= 0.5 that lies beyond it whole
+        (["qed<=0.45"], 0),
+        (["qed>=0.42", "qed<=0.48"], 1),
+        (["qed<=0.48", "qed>=0.42"], 1),
+        (["qed>=0.6", "qed<=1"], 2),
+        (["qed=0.5"], 1),
+    ],
+)
+def test_the_class_to_aim_at_lies_where_the_objectives_hold(objectives, place, tmp_path, fake):
+    design(tmp_path / "out", "smiles", "--n", 1, "--max-draws", 1, "--objective", *objectives)
+    assert fake.calls[0]["targets"] == {"qed": place}
+
+
 def test_a_time_grid_is_chosen(tmp_path, fake, capsys):
     grid, out = tmp_path / "grid.json", tmp_path / "file"
     grid.write_text('{"knots": [1, 0.4, 0.1, 0]}')
@@ -140,7 +156,7 @@ def test_a_scaffold_is_kept(tmp_path, fake):
     assert len(fake.calls[0]["constraints"]) == 1
 
 
-def test_starts_are_completed_one_by_one(tmp_path):
+def test_starts_are_completed_one_by_one(tmp_path, capsys):
     fasta, out = tmp_path / "start.fa", tmp_path / "out"
     fasta.write_text(">one first\nACGTNNNN\n>two\nttttnnnnacgt\n")
     assert design(out, "dna", "--n", 3, "--start", fasta, "--template", "NNNNR") == 0
@@ -148,6 +164,17 @@ def test_starts_are_completed_one_by_one(tmp_path):
     assert [r["id"] for r in rows] == [f"{s}_{i}" for s in ("one", "two") for i in (1, 2, 3)]
     assert all(re.fullmatch("ACGT[AG].{25}", r["sequence"]) for r in rows[:3])
     assert all(re.fullmatch("TTTT[AG]...ACGT.{18}", r["sequence"]) for r in rows[3:])
+    assert not {r["sequence"][12:] for r in rows[:3]} & {r["sequence"][12:] for r in rows[3:]}
+    assert summary(out)["constraints"] == ["template NNNNR"]
+    whole = (out / "designs.csv").read_bytes()
+    fasta.write_text(">two\nttttnnnnacgt\n")
+    words = ["dna", "--n", 3, "--start", fasta, "--template", "NNNNR"]
+    assert design(out, *words, "--resume") == 2
+    assert "another start_sequences" in capsys.readouterr().err
+    assert (out / "designs.csv").read_bytes() == whole
+    assert design(tmp_path / "two", *words) == 0
+    alone = [r["sequence"] for r in table(tmp_path / "two/designs.csv")]
+    assert alone == [r["sequence"] for r in rows[3:]]  # whatever stands beside it
 
 
 def test_a_shortfall_is_stated(tmp_path, capsys):
@@ -195,6 +222,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
         assert design(out, *words) == 130
     assert "--resume" in capsys.readouterr().err
     assert summary(out)["status"] == "interrupted" and 0 < len(table(out / "designs.csv")) < 40
+    assert summary(out)["shortfall"] is None and not (out / "report.html").exists()
     with (out / JOURNAL).open("ab") as journal:
         journal.write(b'{"start": 0, "drawn": ["C')  # as a kill leaves it
     assert design(out, *words) == 2 and "--resume" in capsys.readouterr().err
@@ -230,6 +258,9 @@ def test_a_job_file_holds_several_runs(tmp_path, capsys):
         "jobs:\n- {name: a, domain: dna}\n- {name: a, domain: dna}": "two runs are called 'a'",
         "jobs:\n- {domain: dna}\nseed: 3": "beside jobs",
         "domain: dna\nn: many": "n must be a whole number",
+        "domain: dna\nn: 0": "job.yaml: n is 0",
+        "jobs:\n- {domain: dna}\n- {domain: dna, gc: '1:0'}": "job.yaml: run 2: GC window",
+        "jobs:\n- {domain: dna, model: yeats}": "job.yaml: run 1: no model is called",
         "a: [": "is no configuration",
     }.items():
         job.write_text(text)
@@ -250,6 +281,11 @@ BAD = [
     (["dna", "--max-homopolymer", "0"], "at least"),
     (["dna", "--objective", "qed>=0.5"], "no property is called 'qed'"),
     (["dna", "--target", "humen"], "did you mean human"),
+    (["dna", "--target", "expression=3"], "there are expression=0 to expression=2"),
+    (["dna", "--target", "human", "worm"], "two targets"),
+    (["dna", "--objective", "gc>=0.6", "--gc", "0.3:0.5"], "no gc satisfies [gc>=0.6; gc>=0.3;"),
+    (["smiles", "--objective", "qed>=0.5", "qed<=0.4"], "no qed satisfies [qed>=0.5; qed<=0.4]"),
+    (["smiles", "--objective", "qed>1"], "from 0 to 1 satisfies [qed>1]"),
     (["dna", "--guidance", "cfg"], "needs an aim"),
     (["dna", "--model", "zinc"], "makes SMILES, not DNA"),
     (["smiles", "--model", "zink"], "no model is called 'zink'"),
@@ -301,12 +337,32 @@ def test_bad_fasta_ends_the_run_before_any_work(text, said, tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["--job", "x.yaml", "dna"], ["rna"], ["dna", "--n", "few"]])
-def test_bad_usage_is_one_line(words, capsys):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "say dna or smiles"),
+        (["--job", "x.yaml", "dna"], "say dna or smiles"),
+        (["rna"], "invalid choice: 'rna'"),
+        (["dna", "--n", "few"], "invalid int value"),
+        (["dna", "--template", ""], "--template: is blank"),
+        (["smiles", "--scaffold", " "], "--scaffold: is blank"),
+        (["dna", "--scaffold", "CCO"], "--scaffold belongs to another command"),
+        (["smiles", "--obj", "qed>=1"], "did you mean --objective?"),
+    ],
+)
+def test_bad_usage_is_one_line(words, said, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and said in told[0]
+
+
+def test_a_flag_that_changes_nothing_is_said(tmp_path, capsys):
+    assert design(tmp_path / "out", "dna", "--n", 1, "--gamma", 5) == 0
+    assert summary(tmp_path / "out")["warnings"] == [
+        "gamma changes nothing without --guidance cfg or cbg"
+    ]
 
 
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path, monkeypatch, capsys):
@@ -342,6 +398,10 @@ def test_the_report_stands_alone(domain, dna, tmp_path):
     assert "default-src 'none'" in text
     shown = table(out / "designs.csv")[0]
     assert shown["id"] in text
+    found = summary(out)
+    for key in ("uniqueness", "novelty") + (("validity", "raw_novelty") if domain != "dna" else ()):
+        assert f"{100 * found[key]:.3g} %" in text, key
+    assert "It was told nothing" in text and "as many" in text
 
 
 def test_text_from_users_is_escaped(tmp_path):

@@ -12,6 +12,7 @@ from bio_diffusion.design.dataset import find_data
 from bio_diffusion.design.properties import (
     Objective,
     canonical,
+    check_together,
     known_names,
     measure,
     molecule,
@@ -25,6 +26,30 @@ DNA = known_names("dna", ["activity"])
 def rows(name, count):
     with gzip.open(find_data(name), "rt", newline="") as file:
         return list(itertools.islice(csv.DictReader(file), count))
+
+
+@pytest.mark.parametrize(
+    "texts, hold",
+    [
+        (["qed>=0.5", "qed<=0.5"], True),
+        (["qed>0.5", "qed<=0.5"], False),
+        (["qed>1"], False),
+        (["rings>2", "rings<4"], True),
+        (["rings>2", "rings<3"], False),
+        (["rings=2.5"], False),
+        (["logp>=3", "qed<=0.2", "logp<=2"], False),
+        (["motif:TATA>=1", "motif:GATA<=0"], True),
+    ],
+)
+def test_objectives_that_cannot_hold_together_are_named(texts, hold):
+    objectives = [Objective.parse(text, [*SMILES, *DNA]) for text in texts]
+    if hold:
+        check_together(objectives)
+    else:
+        with pytest.raises(ValueError, match="drop or relax one") as stop:
+            check_together(objectives)
+        name = objectives[0].name
+        assert all((str(o) in str(stop.value)) == (o.name == name) for o in objectives)
 
 
 @pytest.mark.parametrize("name", ["qm9.csv.gz", "zinc250k.csv.gz"])
