@@ -24,7 +24,7 @@ from bio_diffusion.config import ConfigError, dump, read
 from bio_diffusion.design import summary
 from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.design.plan import Plan, Start, settings_of
-from bio_diffusion.design.properties import canonical, known_names, measure
+from bio_diffusion.design.properties import canonical, has_radicals, known_names, measure
 from bio_diffusion.design.report import Report
 from bio_diffusion.design.results import ResultFolder
 from bio_diffusion.files import InputError, one_line, rounded, slug
@@ -241,7 +241,9 @@ class _Run:
 
     def _identity(self, text: str) -> str | None:
         """What tells designs apart; None for a string that is no design."""
-        return (text or None) if self.text == "sequence" else canonical(text)
+        if self.text == "sequence":
+            return text or None
+        return None if has_radicals(text) else canonical(text)
 
     def _legal(self, text: str, start: Start) -> bool:
         if self.plan.scaffold is not None:

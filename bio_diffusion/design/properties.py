@@ -39,6 +39,7 @@ __all__ = [
     "Oracle",
     "canonical",
     "check_together",
+    "has_radicals",
     "known_names",
     "measure",
     "molecule",
@@ -194,6 +195,15 @@ def canonical(smiles: str) -> str | None:
     """The one way to write a molecule, stereochemistry kept; None when there is none."""
     mol = molecule(smiles)
     return None if mol is None else Chem.MolToSmiles(mol)
+
+
+def has_radicals(smiles: str) -> bool:
+    """Whether an atom of a molecule has unpaired electrons, such as a bracket without its H leaves.
+
+    RDKit reads those, a chemist does not order them. False for no molecule.
+    """
+    mol = molecule(smiles)
+    return mol is not None and any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())
 
 
 def query(smarts: str) -> Chem.Mol:

@@ -70,11 +70,15 @@ class FakeDesigner:
         for start in range(first, first + n, self.chunk):
             count = min(self.chunk, first + n - start)
             rows = [keyed_generator(seed, start + i) for i in range(count)]
-            if self.domain == "smiles":  # now and then something broken, or a new molecule
+            if self.domain == "smiles":  # now and then broken, a radical, or new
                 places = [int(torch.randint(len(self.training), (1,), generator=g)) for g in rows]
+                known = self.training
                 yield [
-                    "C1CC" if p % 7 == 0 else self.training[p] + "F" * (p % 3 == 0) for p in places
-                ]
+                    "C1CC" if p % 7 == 0
+                    else "[CH2]" + known[p] if p % 11 == 0
+                    else known[p] + "F" * (p % 3 == 0)
+                    for p in places
+                ]  # fmt: skip
                 continue
             x = self.process.prior(torch.zeros(count, self.length, dtype=torch.long), rows)
 

@@ -106,6 +106,8 @@ def test_molecules_are_what_was_asked_for(tmp_path, fake):
     assert len({row["smiles"] for row in rows}) == len(rows) == 12
     assert all(float(r["qed"]) >= 0.45 and float(r["rings"]) <= 2 for r in rows)
     assert {r["novel"] for r in rows} <= {"true", "false"}
+    drawn = (out / JOURNAL).read_text()
+    assert "[CH2]" in drawn and not any("[CH2]" in r["smiles"] for r in rows)
     found = summary(out)
     assert found["molecules"]["drawn"] == found["counts"]["drawn"] > found["molecules"]["valid"]
     assert 0 < found["validity"] < 1 and 0 < found["diversity"] < 1

@@ -13,6 +13,7 @@ from bio_diffusion.design.properties import (
     Objective,
     canonical,
     check_together,
+    has_radicals,
     known_names,
     measure,
     molecule,
@@ -80,6 +81,11 @@ def test_no_molecule_has_no_value_and_no_noise(capfd):
     assert all(np.isnan(v[:2]).all() and np.isfinite(v[2]) for v in found.values())
     assert not Objective("qed", ">=", 0.0).holds(found["qed"])[0]
     assert capfd.readouterr().err == ""
+
+
+def test_radicals_are_seen():
+    assert has_radicals("c1ccccc1N[C@]1CCO1") and has_radicals("[CH2]C")  # a bracket without its H
+    assert not any(map(has_radicals, ["C[N+](=O)[O-]", "c1cc[nH]c1", "C[NH3+]", "C1CC", ""]))
 
 
 def test_dna_properties():

@@ -46,3 +46,13 @@ def test_the_nearest_molecule_is_its_own_copy_or_spelling():
     assert found.rows["designs"]["nearest training similarity"] == 1
     assert found.rows["training set"]["nearest training similarity"] < 1
     assert found.summary["novelty"] == 0 and found.summary["raw_novelty"] == 1
+
+
+@pytest.mark.parametrize("domain, text", [("dna", "ACGTTGCA" * 4), ("smiles", "CCO")])
+def test_without_the_training_set_nothing_is_compared_with_it(domain, text):
+    rows = [{"sequence": text, "smiles": text, "novel": None}]
+    names = ["gc"] if domain == "dna" else ["qed"]
+    found = compare(domain, rows, [text], None, names, {}, 0)
+    assert "training set" not in found.rows and found.summary["novelty"] is None
+    assert not any("nearest" in name for row in found.rows.values() for name in row)
+    assert found.rows["designs"]["count"] == 1 and found.summary["validity"] == 1
