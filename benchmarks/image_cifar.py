@@ -20,13 +20,13 @@ is drawn: by Heun from the models, from that Gaussian, and from the training par
 import argparse
 import io
 import math
-import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tables import spread
 
 from bio_diffusion.diffusion.training import keyed_generator
 from bio_diffusion.files import find_data
@@ -35,12 +35,7 @@ from bio_diffusion.image.metrics import frechet_distance
 from bio_diffusion.image.pipeline import ImageSampler, load_classifier
 from bio_diffusion.image.results import grid_png
 
-
-def spread(values, digits=3):
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
+SHOWN = 16  # pictures in the grid
 
 
 class Gaussian:
@@ -111,12 +106,13 @@ def main():
     print(f"\n| {args.n} held-out pictures | bits/dim, at most |\n|---|---|")
     print("\n".join(f"| {name} | {value} |" for name, value in rows))
 
+    count, asked = (args.n, samplers) if args.classifier else (SHOWN, samplers[:1])
     drawn = [
-        torch.cat(list(s.draw(args.n, times=s.times(args.steps, "karras"), seed=i)))
-        for i, s in enumerate(samplers if args.classifier else samplers[:1])
+        torch.cat(list(s.draw(count, times=s.times(args.steps, "karras"), seed=i)))
+        for i, s in enumerate(asked)
     ]
     if args.grid:
-        args.grid.write_bytes(grid_png(drawn[0][:64].permute(0, 2, 3, 1).numpy()))
+        args.grid.write_bytes(grid_png(drawn[0][:SHOWN].permute(0, 2, 3, 1).numpy()))
     if args.classifier:
         network = load_classifier(args.classifier, torch.device("cpu"))[0]
         real = network.describe(test)

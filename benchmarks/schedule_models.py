@@ -1,7 +1,7 @@
 """Time grids on trained models: molecules under uniform noise and under masks, and digits.
 
     python benchmarks/schedule_models.py tokens [--model qm9] [--gamma 3]
-    python benchmarks/schedule_models.py pictures [--model mnist]
+    python benchmarks/schedule_models.py pictures [--model mnist | --model FILE FILE FILE]
 
 `tokens`: valid molecules (RDKit), and how far the valid ones are from held-out molecules, the mean
 over QED, logP, molecular weight and rings of W1 in standard deviations of the data; told nothing,
@@ -9,9 +9,10 @@ or with --gamma told the top class of QED by classifier-free guidance. `bound`: 
 in these very steps, nats a site, on held-out molecules and the same noise for all grids.
 
 `pictures`: the deterministic samplers against their own end, root mean square over pixels in
-[-1, 1] beside 40 steps of Heun from the same noise, and the Frechet distance (classifier features)
-to test digits. A step of Heun is two calls, the last one. Each seed has noise of its own, and
-digits of its own to fit the grids on; the rows go to a file, and a run goes on with what it lacks.
+[-1, 1] beside 40 steps of Heun from the same noise, and for digits the Frechet distance (classifier
+features) to test digits. A step of Heun is two calls, the last one. Each seed has noise of its own,
+and pictures of its own to fit the grids on, and where several models are given a model of its own;
+the rows go to a file, and a run goes on with what it lacks.
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ def pictures(args: argparse.Namespace) -> None:
     rows = Path(args.rows)
     columns = [(rule, int(n)) for rule, _, n in (word.partition(":") for word in args.columns)]
     names = args.grids or [*HAND, *FITTED]
+    if len(args.model) not in (1, args.seeds):
+        raise SystemExit(f"{len(args.model)} models for {args.seeds} seeds: give one, or one each")
     done = {tuple(row[:4]): row[4:] for row in map(json.loads, _lines(rows))}
     wanted = {(seed, key, *column): None
               for seed in range(args.seeds) for key in names for column in columns}  # fmt: skip
@@ -156,15 +159,18 @@ def pictures(args: argparse.Namespace) -> None:
                 print(json.dumps(row), file=file, flush=True)
                 done[tuple(row[:4])] = row[4:]
     floors = [[done[seed, name, "", 0][1] for seed in range(args.seeds)] for name in ENDS]
-    print(
-        f"\nModel {args.model}, {args.n} digits x {args.seeds} seeds. Frechet distance of the "
-        f"flow's own end {spread(floors[0], 2)}, of other real digits {spread(floors[1], 2)}\n"
-    )
-    rival = [done[seed, args.rival[0], *_column(args.rival[1])][1] for seed in range(args.seeds)]
-    titles = (
-        "RMS to the flow's own end", "Frechet distance",
-        f"Frechet distance less that of {args.rival[0]}, {args.rival[1]}, seed by seed",
-    )  # fmt: skip
+    print(f"\n{args.n} pictures x {args.seeds} seeds of {', '.join(args.model)}")
+    titles, rival = ["RMS to the flow's own end"], []
+    if floors[0][0] is not None:
+        print(
+            f"Frechet distance of the flow's own end {spread(floors[0], 2)}, of other real digits "
+            f"{spread(floors[1], 2)}"
+        )
+        column = _column(args.rival[1])
+        rival = [done[seed, args.rival[0], *column][1] for seed in range(args.seeds)]
+        titles.append("Frechet distance")
+        titles.append(f"Frechet distance less that of {' '.join(args.rival)}, seed by seed")
+    print()
     for number, title in enumerate(titles):
         print(f"{title}:\n")
         print("| grid | " + " | ".join(f"{rule} {n}" for rule, n in columns) + " |")
@@ -200,23 +206,26 @@ def _walk(args: argparse.Namespace, missing: list[tuple]) -> Iterator[list]:
     from bio_diffusion.image.metrics import frechet_distance
     from bio_diffusion.image.pipeline import ImageSampler, load_classifier, schedule_probe
 
-    sampler = ImageSampler.load(args.model, "cpu")
-    process, model = sampler.model.process, sampler.model
-    classifier = load_classifier("mnist_classifier", torch.device("cpu"))[0]
-    test = open_pictures(sampler.data, "test").x
+    classifier, taught, _ = load_classifier("mnist_classifier", torch.device("cpu"))
+    samplers = [ImageSampler.load(name, "cpu") for name in args.model]
+    data = samplers[0].data
+    known = Path(data).name == Path(taught).name  # else its features say nothing
+    test = open_pictures(data, "test").x
     test = test[torch.randperm(len(test), generator=keyed_generator(0))]  # it lies sorted by class
-    real = classifier.describe(test[: args.real])
-    probes = torch.cat([x for x, _ in schedule_probe(sampler.path, args.probes * args.seeds)[2]])
+    if known:
+        real = classifier.describe(test[: args.real])
+    found = schedule_probe(samplers[0].path, args.probes * args.seeds)[2]
+    probes = torch.cat([x for x, _ in found])
     named = {"terminal, walked": "walked", "heun, walked": "heun-walked"}
 
     def grid(name: str, seed: int) -> Grid:
-        """Fitted on digits of the seed's own where it is fitted."""
+        """Fitted on pictures of the seed's own where it is fitted."""
         if name in HAND:
             return functools.partial(HAND[name], process)
         few = name in named  # as dear as the square of the intervals
         own = probes[args.probes * seed :][: args.probes // 2 if few else args.probes]
-        found = grids.Probe(process, model.denoiser, [(own, None)])
-        return grids.measure(found, named.get(name, name), 20 if few else 32).knots
+        probe = grids.Probe(process, model.denoiser, [(own, None)])
+        return grids.measure(probe, named.get(name, name), 20 if few else 32).knots
 
     def draw(times: Tensor, rule: str, seed: int) -> Tensor:
         process.bridge = Bridge(1.0 if rule == "ancestral" else 0.0)
@@ -231,10 +240,12 @@ def _walk(args: argparse.Namespace, missing: list[tuple]) -> Iterator[list]:
                 ))  # fmt: skip
         return torch.cat(ends)
 
-    def far(pixels: Tensor) -> float:
-        return frechet_distance(classifier.describe(pixels), real)
+    def far(pixels: Tensor) -> float | None:
+        return frechet_distance(classifier.describe(pixels), real) if known else None
 
     for seed in sorted({cell[0] for cell in missing}):
+        model = samplers[seed % len(samplers)].model
+        process = model.process
         teacher = draw(schedule.karras(process, args.teacher), "Heun", seed)
         others = test[args.real :][args.n * seed : args.n * (seed + 1)]
         yield [seed, ENDS[0], "", 0, 0.0, far(model.pixels(teacher))]
@@ -263,8 +274,8 @@ def main() -> None:
     command.add_argument("--grids", nargs="+", help="leave out the others")
     command.set_defaults(run=tokens)
     command = commands.add_parser("pictures")
-    command.add_argument("--model", default="mnist")
-    command.add_argument("--n", type=int, default=192, help="digits a seed")
+    command.add_argument("--model", nargs="+", default=["mnist"], help="one, or one a seed")
+    command.add_argument("--n", type=int, default=192, help="pictures a seed")
     command.add_argument("--seeds", type=int, default=4)
     command.add_argument("--real", type=int, default=2000)
     command.add_argument("--probes", type=int, default=16)
