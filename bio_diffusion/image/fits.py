@@ -128,8 +128,8 @@ class CodePriorFit(Batches):
         return prior_loss(self.model.prior, x_t, None, generator)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out nats a latent: of the prior, of the encoder's own laws (the least that the prior
-        can reach), of independent codes with the histogram's frequencies, and log K."""
+        """Held-out nats a latent: of the prior, of the encoder's own laws (below which no prior can
+        come), of independent codes with the histogram's frequencies, and log K."""
         assert self.model.prior is not None
         logits = self._codes["val"]
         nll = prior_loss(self.model.prior, logits, None, keyed_generator(0))
