@@ -4,6 +4,7 @@ Scripts are loaded from `benchmarks/`, which is no package.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,12 @@ import dock_quality  # noqa: E402
 import dock_vs_peers  # noqa: E402
 import linear_images  # noqa: E402
 import linear_science  # noqa: E402
+import momentum  # noqa: E402
+
+from bio_diffusion.diffusion.linear_kernels import cld, malda, vpsde  # noqa: E402
+from bio_diffusion.dock.experiment import docking_process  # noqa: E402
+from bio_diffusion.dock.pose import Pose, rotation_matrix  # noqa: E402
+from tests.dock import networks  # noqa: E402
 
 
 def row(key, variant, rmsd, cpu, rank=1, valid="True"):
@@ -150,3 +157,67 @@ def test_a_network_of_vpsde_read_as_a_denoiser_of_plain_noise_gives_back_its_sco
     plain = linear_images.DataPrediction(linear_images.Plain(denoiser), process)
     u, t = torch.randn(4, 1, 2, 2), torch.tensor([1e-3, 0.01, 0.3, 1.0])
     torch.testing.assert_close(plain(u.double(), t).float(), denoiser(u, t), rtol=1e-4, atol=1e-4)
+
+
+def flights(process, pose):
+    """Poses of a random chain, noised to the middle of the time of `docking_process`."""
+    u = pose.coords.new_zeros(len(pose), process.linear.variables, 3)
+    x_0 = momentum.Flight(pose, u, pose.coords[0].mean(0))
+    t = process.time(torch.full((len(pose),), 0.5))
+    return process.perturb(x_0, t, torch.Generator().manual_seed(0)).x_t, t
+
+
+@pytest.mark.parametrize("recipe", [vpsde(), cld(), malda()], ids=["vpsde", "cld", "malda"])
+def test_time_with_velocity_tells_as_much_of_the_centre_as_docking_does(recipe):
+    process, told = momentum.Momentum(recipe), torch.linspace(0.01, 1, 7, dtype=torch.float64)
+    t = process.time(told)
+    torch.testing.assert_close(process.told(t), told, rtol=0, atol=1e-6)
+    sigma = momentum.DataPrediction(torch.nn.Identity(), process.linear).statistic(t)[1]
+    wanted = docking_process().sigma(told)["tr"]
+    torch.testing.assert_close(process.unit * sigma, wanted, rtol=1e-4, atol=0)
+
+
+def test_flow_carries_the_noise_of_one_time_to_that_of_another():
+    linear, (t, s) = momentum.Momentum(cld()).linear, (torch.tensor([x]) for x in (0.5, 0.2))
+    (_, Sigma_t, _), (_, Sigma_s, _) = linear.conditional(t), linear.conditional(s)
+    R = momentum._turn(linear, float(t), float(s))
+    torch.testing.assert_close(R @ Sigma_t @ R.mT, Sigma_s, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("way", momentum.WAYS)
+def test_poses_with_velocity_reach_a_known_centre(way):
+    class Known(torch.nn.Module):
+        """The exact denoiser of one centre; rotation and torsions are not told anything."""
+
+        def forward(self, pose, t, cond):
+            sigma = docking_process().sigma(t)["tr"][:, None].float()
+            missing = torch.tensor([1.0, 2.0, 3.0]) - pose.coords.mean(1)
+            still = {name: torch.zeros(shape) for name, shape in pose.tangent_shapes().items()}
+            return {**still, "tr": missing / sigma**2}
+
+    pose = networks.poses(networks.ligand(), 4)
+    process = momentum.Momentum(cld())
+    start = momentum.Flight(pose, torch.zeros(4, 2, 3), torch.zeros(3))
+    generator = torch.Generator().manual_seed(0)
+    pilot = momentum.Pilot(process, Known())
+    found = momentum.draw(process, pilot, start, None, 6, way, generator)
+    wanted = torch.tensor([1.0, 2.0, 3.0]).expand(4, 3)
+    torch.testing.assert_close(found.coords.mean(1), wanted, rtol=0, atol=1e-3)
+
+
+def test_scores_of_place_and_velocity_turn_with_the_complex():
+    process, graph, receptor = momentum.Momentum(cld()), networks.ligand(), networks.receptor()
+    torch.manual_seed(0)
+    score = networks.randomised(momentum.Hearing(docking_process(), networks.SIZE)).float()
+    pilot, turn = momentum.Pilot(process, score), rotation_matrix(torch.tensor([0.4, -2.0, 0.9]))
+    x_t, t = flights(process, networks.poses(graph))
+    turned = momentum.Flight(
+        Pose(x_t.pose.coords @ turn.T, graph.tree), x_t.u @ turn.T, x_t.origin @ turn.T
+    )
+    around = replace(
+        receptor, coords=receptor.coords @ turn.T, residue_coords=receptor.residue_coords @ turn.T
+    )
+    plain = pilot(x_t, t, score.encode(receptor, graph))
+    other = pilot(turned, t, score.encode(around, graph))
+    for name in ("tr", "rot"):
+        torch.testing.assert_close(other[name], plain[name] @ turn.T, rtol=1e-3, atol=1e-3)
