@@ -12,10 +12,12 @@ drawn by the network), `exhaustiveness` for Vina. Complexes are the first of the
 
 `run` appends to RUN/ours.csv (rows of `dock_quality.py`) and to RUN/vina_E.csv with poses in
 RUN/vina_poses_E (`vina_baseline.py`), and goes on where it was stopped; rows and poses that were
-made elsewhere by those two scripts can be laid there. `table` counts the complexes that every
-method and budget has docked. `layers` times DiffDock-S's layers (`diffdock_layers.py`) and a call
-of our network. CPU seconds are user and system time of one process on one thread. Ours hold
-reading, featurising, conformers, search, checks and ranking; Vina's its maps and docking alone.
+made elsewhere by those two scripts can be laid there. `--starts` or `--exhaustiveness` without a
+number leaves that side out. A sample is a prefix of a larger one, so a `--sample` that grows call
+by call docks complex after complex at all budgets. `table` counts the complexes that every method
+and budget has docked. `layers` times DiffDock-S's layers (`diffdock_layers.py`) and a call of our
+network. CPU seconds are user and system time of one process on one thread. Ours hold reading,
+featurising, conformers, search, checks and ranking; Vina's its maps and docking alone.
 """
 
 from __future__ import annotations
@@ -167,6 +169,7 @@ def sample(args: argparse.Namespace) -> list[str]:
     """Ids in their order, those of very flexible ligands left out."""
     with args.manifest.open() as handle:
         rows = [r for r in csv.DictReader(handle) if r["split"] == args.split]
+    rows = [r for r in rows if args.part in ("", r["test_part"])]
     small = [r["id"] for r in rows if int(r["n_rot"]) <= args.max_torsions]
     return pick(small, args.sample, args.seed)
 
@@ -188,12 +191,15 @@ def run(args: argparse.Namespace) -> int:
         for name, settings in ((NETWORK, ""), (PHYSICS, "checkpoint=none,"))
         for starts in args.starts
     ]
+    if not variants:
+        return 0
     flags = [word for variant in variants for word in ("--variant", variant)]
     return dock_quality.main(["run", *common, *flags, "--out", str(args.out / "ours.csv")])
 
 
 def table(args: argparse.Namespace) -> int:
-    rows = dock_quality.read([args.run / "ours.csv"])
+    ours = args.run / "ours.csv"
+    rows = dock_quality.read([ours] if ours.exists() else [])
     for level in args.exhaustiveness:
         rows += vina_rows(
             args.run / f"vina_{level}.csv", args.run / f"vina_poses_{level}", args.data
@@ -226,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--manifest", type=Path, required=True)
     p.add_argument("--split", default="val")
+    p.add_argument("--part", default="", help="test part to sample (all by default)")
     p.add_argument("--sample", type=int, default=20, help="complexes to take (0: all)")
     p.add_argument("--seed", type=int, default=0, help="seed of the sample")
     p.add_argument("--max-torsions", type=int, default=100, help="leave out more flexible ligands")

@@ -87,6 +87,33 @@ def test_saving_is_a_bound_where_the_cheapest_point_suffices_and_none_where_no_p
     assert dock_vs_peers.saving_line([ours], hard, ids).startswith("not reached |")
 
 
+def test_a_run_can_be_of_one_part_and_of_vina_alone(tmp_path, capsys, monkeypatch):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(
+        "id,split,test_part,n_rot\na,test,new,3\nb,test,new,14\nc,test,seen,3\nd,val,,3\n"
+    )
+    called = []
+    monkeypatch.setattr(dock_vs_peers.subprocess, "run", lambda words, **_: called.append(words))
+    out = tmp_path / "run"
+    where = ["--data", str(tmp_path), "--manifest", str(manifest), "--out", str(out)]
+    which = ["--split", "test", "--part", "new", "--sample", "0", "--max-torsions", "13"]
+    command = ["run", *where, *which, "--starts", "--exhaustiveness", "1", "2"]
+    assert dock_vs_peers.main(command) == 0
+    assert (out / "ids.txt").read_text().split() == ["a"]
+    assert [Path(words[words.index("--out") + 1]).name for words in called] == [
+        "vina_1.csv", "vina_2.csv",
+    ]  # fmt: skip
+    columns = "id,split,part,rank,energy,rmsd,cpu_seconds,exhaustiveness,failure\n"
+    for level, rmsd in ((1, 3.0), (2, 1.0)):
+        line = f"a,test,new,1,-5.0,{rmsd},4.0,{level},\n"
+        (out / f"vina_{level}.csv").write_text(columns + line)
+    command = ["table", str(out), "--data", str(tmp_path), "--exhaustiveness", "1", "2"]
+    assert dock_vs_peers.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| vina | exhaustiveness 1 | 1 | 0.0 %" in printed
+    assert "| vina | exhaustiveness 2 | 1 | 100.0 %" in printed
+
+
 def test_correlations_have_the_sign_one_hopes_for():
     rows = [
         {"affinity": -a, "energy": e, "heavy": h, "logp": 1.0}
