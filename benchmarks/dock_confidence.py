@@ -1,15 +1,17 @@
-"""Is `confidence` what it says, and does ranking by it help?
+"""Is `confidence` what it says, and what do the network, the ranker and confidence do for ranking?
 
 Redocking into the known site (`python -m bio_diffusion.dock.pools`). The model has been fitted to
-the rows `train` and its two numbers of calibration to the rows `val`; the rows `check` are other
-validation complexes that nothing was fitted to. On `val` calibration is fitted anew, each time
-without the protein clusters that it is then tested on. Ranking needs no calibration, which leaves
-the order alone.
+the rows `fit`, the rows `check` are other validation complexes that nothing was fitted to. Weights
+of the score were chosen on all of them, so "weights held out" fits the three anew (energy, loss of
+denoising, preference) to nine tenths of the protein clusters and ranks the other tenth.
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
+    python benchmarks/dock_confidence.py --pools test_unseen.csv
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
-The second form takes rows of `dock_quality.py` and the `confidence` in them, as shipped.
+Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
+complexes, but for the weights held out, which are fitted among them. The last form takes rows of
+`dock_quality.py` and the `confidence` in them, as shipped.
 """
 
 from __future__ import annotations
@@ -18,48 +20,50 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bio_diffusion.dock.confidence import Confidence, calibration_error, load_confidence
 from bio_diffusion.dock.confidence_fit import RIGHT, Pools, read_pools
 from bio_diffusion.dock.metrics import mcnemar, rate, wilson
-from bio_diffusion.dock.pool import EVIDENCE
+from bio_diffusion.dock.settings import Settings
 from bio_diffusion.dock.sources import SHIPPED
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-FOLDS = 5
+FOLDS = 10
+WEIGHTS = Settings().judgement, Settings().preference
 
 
-def platt(logit: Tensor, right: Tensor) -> tuple[float, float]:
-    """Scale and shift of least cross-entropy, by Newton's method."""
-    x = torch.stack([logit, torch.ones_like(logit)], 1).double()
-    y, w = right.double(), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    for _ in range(50):
-        p = (x @ w).sigmoid()
-        curvature = (x.T * (p * (1 - p))) @ x + 1e-9 * torch.eye(2, dtype=torch.float64)
-        step = torch.linalg.solve(curvature, x.T @ (p - y))
-        w = w - step * min(1.0, 2.0 / float(step.abs().max() + 1e-12))
-    return float(w[0]), float(w[1])
+def held_out(pools: Pools, columns: Tensor) -> Tensor:
+    """(P,) a linear score of `columns` (P, F), each pose's by weights from other clusters.
 
-
-def cross_calibrated(model: Confidence, pools: Pools, seed: int) -> Tensor:
-    """(P,) probabilities, each calibrated on other protein clusters."""
-    names = sorted(set(pools.clusters))
-    turn = np.random.default_rng(seed).permutation(len(names))
-    fold = {name: int(place) % FOLDS for name, place in zip(names, turn, strict=True)}
-    of_pose = torch.tensor(
-        [fold[c] for c, n in zip(pools.clusters, pools.sizes, strict=True) for _ in range(n)]
-    )
-    logit = model.logits(pools.evidence).detach()
-    chance = torch.zeros_like(logit)
+    The weights maximise the share that a softmax over a pool gives to its right poses.
+    """
+    clusters = sorted(set(pools.clusters))
+    fold = [clusters.index(c) % FOLDS for c in pools.clusters]
+    parts = list(zip(columns.split(pools.sizes), pools.right.split(pools.sizes), strict=True))
+    out = []
     for k in range(FOLDS):
-        scale, shift = platt(logit[of_pose != k], pools.right[of_pose != k])
-        chance[of_pose == k] = (scale * logit[of_pose == k] + shift).sigmoid()
-    return chance
+        seen = [p for p, f in zip(parts, fold, strict=True) if f != k and p[1].any()]
+        w = torch.zeros(columns.shape[1], requires_grad=True)
+        optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(
+            w: Tensor = w, seen: list[tuple[Tensor, Tensor]] = seen, o: Any = optimizer
+        ) -> Tensor:
+            o.zero_grad()
+            chances = [(x @ w).log_softmax(0)[right].logsumexp(0) for x, right in seen]
+            loss = 1e-3 * w.square().sum() - torch.stack(chances).mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        out.append(w.detach())
+    return torch.cat([x @ out[f] for (x, _), f in zip(parts, fold, strict=True)])
 
 
 def reliability(chance: Tensor, right: Tensor) -> str:
@@ -77,48 +81,68 @@ def reliability(chance: Tensor, right: Tensor) -> str:
     return "\n".join(lines)
 
 
-def of_pools(path: Path, seeds: int) -> None:
+def of_pools(path: Path) -> None:
     found, network = read_pools(path)
     model = load_confidence(SHIPPED, network)
     if model is None:
         raise SystemExit(f"the shipped confidence model does not belong to {network}")
-    train, val, check = (found[split] for split in ("train", "val", "check"))
-    print(f"Fitted to {len(train)} training complexes, calibrated on {len(val)}: {model.name}.\n")
+    print(f"{model.name}, judgement {WEIGHTS[0]:g}, preference {WEIGHTS[1]:g}.\n")
     print(
-        "| complexes | best of the candidates by | top-1 < 2 Å | against energy | against score |"
+        "| complexes | best of the candidates by | top-1 < 2 Å | p, against energy "
+        "| p, against energy and judgement | log share |\n|---|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|")
-    rankings(f"{len(val)} of the calibration", val, model)
-    rankings(f"{len(check)} others", check, model)
-    runs = [cross_calibrated(model, val, seed) for seed in range(seeds)]
-    errors = torch.tensor([calibration_error(chance, val.right) for chance in runs])
-    bare = model.logits(val.evidence).detach().sigmoid()
-    chance = model(check.evidence)
-    print(
-        "\nExpected calibration error, ten bins, all candidates:\n\n"
-        f"* {len(check)} complexes that nothing was fitted to: "
-        f"{calibration_error(chance, check.right):.3f}\n"
-        f"* {len(val)} of the calibration, each calibrated on other protein clusters: "
-        f"{float(errors.mean()):.3f} ± {float(errors.std()):.3f} in {seeds} foldings\n"
-        f"* the same without calibration: {calibration_error(bare, val.right):.3f}\n"
+    for split, pools in found.items():
+        rankings(f"{len(pools)} {split}", pools, model)
+    if {"fit", "check"} <= set(found):
+        both = joined(found["fit"], found["check"])
+        rankings(f"all {len(both)}", both, model)
+    for split, pools in found.items():
+        if split == "fit":
+            continue
+        chance = model(pools.evidence)
+        print(
+            f"\n{len(pools)} {split}: expected calibration error, ten bins, all candidates "
+            f"{calibration_error(chance, pools.right):.3f}; first poses by confidence: "
+            f"valid {rate((~pools.top(chance, pools.failed)).numpy())}\n"
+        )
+        print(reliability(chance, pools.right))
+
+
+def joined(a: Pools, b: Pools) -> Pools:
+    """The complexes of both."""
+    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Pools)}
+    return Pools(
+        **{k: torch.cat(v) if isinstance(v[0], Tensor) else v[0] + v[1] for k, v in pairs.items()}
     )
-    print(f"Reliability on the {len(check)} complexes that nothing was fitted to:\n")
-    print(reliability(chance, check.right))
 
 
 def rankings(name: str, pools: Pools, model: Confidence) -> None:
-    """Rows of the table of rankings."""
-    tops = {
-        "energy": pools.top(-pools.evidence[:, EVIDENCE.index("energy")]),
-        "score (energy and the network's judgement)": pools.top(-pools.score),
-        "confidence": pools.top(model(pools.evidence)),
+    """Rows of the table of rankings; `share` is the mean log share of the right poses."""
+    terms = torch.stack([-pools.energy, -pools.loss, pools.preference], 1)
+    values = {
+        "energy": -pools.energy,
+        "energy and judgement": -pools.energy - WEIGHTS[0] * pools.loss,
+        "energy and preference": WEIGHTS[1] * pools.preference - pools.energy,
+        "score (all three)": -pools.score,
+        "energy and judgement, weights held out": held_out(pools, terms[:, :2]),
+        "all three, weights held out": held_out(pools, terms),
+        "confidence": model(pools.evidence),
     }
-    rows = {ranking: values.numpy() for ranking, values in tops.items()}
-    first, second, _ = rows.values()
-    for ranking, values in rows.items():
-        p = [f"p = {mcnemar(values, other):.3g}" for other in (first, second)]
-        print(f"| {name} | {ranking} | {rate(values)} | {p[0]} | {p[1]} |")
-    print(f"| {name} | (a right one is among them) | {rate(pools.any().numpy())} | | |")
+    tops = {ranking: pools.top(value).numpy() for ranking, value in values.items()}
+    for ranking, top in tops.items():
+        held = "held out" in ranking
+        share = f"{log_share(pools, values[ranking]):.3f}" if held else ""
+        judged = "energy and judgement" + ", weights held out" * held
+        p = [f"{mcnemar(top, tops[other]):.3g}" for other in ("energy", judged)]
+        print(f"| {name} | {ranking} | {rate(top)} | {p[0]} | {p[1]} | {share} |")
+    print(f"| {name} | (a right one is among them) | {rate(pools.any().numpy())} | | | |")
+
+
+def log_share(pools: Pools, value: Tensor) -> float:
+    """Mean log of the softmax share of right poses, over pools that have any."""
+    parts = zip(value.split(pools.sizes), pools.right.split(pools.sizes), strict=True)
+    shares = [x.log_softmax(0)[right].logsumexp(0) for x, right in parts if right.any()]
+    return float(torch.stack(shares).mean())
 
 
 def of_docked(path: Path, variant: str) -> None:
@@ -142,13 +166,12 @@ def of_docked(path: Path, variant: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=Path, help="table of pools")
-    parser.add_argument("--seeds", type=int, default=5, help="divisions into folds")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.pools:
-        of_pools(args.pools, args.seeds)
+        of_pools(args.pools)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0

@@ -31,6 +31,7 @@ _REGISTRY: dict[str, dict[str, Callable[..., Any] | str]] = {
         "dock": "bio_diffusion.dock.experiment:Docking",
         "dock/prior": "bio_diffusion.dock.prior:PointerPriorFit",
         "dock/confidence": "bio_diffusion.dock.confidence_fit:ConfidenceFit",
+        "dock/ranker": "bio_diffusion.dock.ranker_fit:RankerFit",
         "design": "bio_diffusion.design.experiment:Design",
         "design/oracle": "bio_diffusion.design.oracle:OracleFit",
         "design/predictor": "bio_diffusion.design.experiment:DesignPredictor",

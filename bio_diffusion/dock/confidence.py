@@ -1,17 +1,17 @@
 """How likely a pose is right: a calibrated probability that its RMSD is below 2 Å.
 
-A logistic regression on the evidence of `pool`, as measured in training complexes,
+A logistic regression on the evidence of `pool`, the score above all,
 
-    l(x) = weight . (x - mean) / std + bias,    p(x) = sigmoid(scale * l(x) + shift)
+    p(x) = sigmoid(weight . (x - mean) / std + bias)
 
-`scale` and `shift` are fitted on held-out complexes alone (Platt): the network that judges poses
-has been trained on the training complexes, so it is too sure of their poses. A model belongs to one
-network, whose losses it was fitted to; beside another it is not used.
+It is fitted to held-out complexes: the networks that score poses have been trained on the training
+complexes, so they are too sure of poses there. A model belongs to one network; beside another it is
+not used.
 
 Shapes: P poses, F columns of evidence.
 
-Source: Platt 1999 (calibration); Corso et al. 2023 (a confidence model for the poses of a diffusion
-model).
+Source: Platt 1999 (probabilities from scores); Corso et al. 2023 (a confidence model for the poses
+of a diffusion model).
 """
 
 from __future__ import annotations
@@ -21,30 +21,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bio_diffusion import checkpoint as checkpoints
-from bio_diffusion.checkpoint import CheckpointError
+from bio_diffusion.dock.companion import DIGITS, Companion, companion_path, load_companion
 from bio_diffusion.dock.pool import EVIDENCE
 
-__all__ = ["Confidence", "calibration_error", "confidence_path", "load_confidence"]
+__all__ = ["Confidence", "calibration_error", "load_confidence"]
 
 KIND = "dock/confidence"
 
 _CLIP = 5.0  # standard deviations; what lies beyond says no more
-_DIGITS = 12  # hexadecimal, of the network's sha256
 
 
-class Confidence(nn.Module):
+class Confidence(Companion):
     """The probability that poses are right.
 
     Attributes:
-        mean, std: (F,) of the evidence in training.
-        network: first digits of the sha256 of the network whose poses and losses it knows.
+        mean, std: (F,) of the evidence that it was fitted to.
         name: file stem and first digits of the sha256 of its own file, empty before it is loaded.
     """
 
     mean: Tensor
     std: Tensor
-    network: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,14 +48,11 @@ class Confidence(nn.Module):
         columns = len(EVIDENCE)
         self.weight = nn.Parameter(torch.zeros(columns))
         self.bias = nn.Parameter(torch.zeros(()))
-        self.scale = nn.Parameter(torch.ones(()))
-        self.shift = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("std", torch.ones(columns))
-        self.register_buffer("network", torch.zeros(_DIGITS, dtype=torch.uint8))
 
     def logits(self, evidence: Tensor) -> Tensor:
-        """(P, F) -> (P,), before calibration."""
+        """(P, F) -> (P,) log-odds."""
         x = ((evidence - self.mean) / self.std).clamp(-_CLIP, _CLIP)
         # a sum a row, so that a pose's number does not depend on how many there are
         return (x * self.weight).sum(1) + self.bias
@@ -67,22 +60,7 @@ class Confidence(nn.Module):
     def forward(self, evidence: Tensor) -> Tensor:
         """(P, F) -> (P,) probabilities."""
         with torch.no_grad():
-            return (self.scale * self.logits(evidence) + self.shift).sigmoid()
-
-    def belongs_to(self, network: str) -> None:
-        """Notes the network, by the hexadecimal digits that begin its sha256."""
-        self.network.copy_(torch.tensor([int(digit, 16) for digit in network[:_DIGITS]]))
-
-    @property
-    def digits(self) -> str:
-        """What `belongs_to` noted."""
-        return "".join(f"{int(digit):x}" for digit in self.network)
-
-
-def confidence_path(network: str | Path) -> Path:
-    """Where the confidence model of a network's file lies: beside it."""
-    path = Path(network)
-    return path.with_name(f"{path.stem}_confidence.safetensors")
+            return self.logits(evidence).sigmoid()
 
 
 def load_confidence(network: str | Path, name: str) -> Confidence | None:
@@ -95,20 +73,12 @@ def load_confidence(network: str | Path, name: str) -> Confidence | None:
     Raises:
         CheckpointError: the file is damaged or of another kind or shape.
     """
-    path = confidence_path(network)
-    if not path.is_file():
+    model = Confidence()
+    sha256 = load_companion(model, KIND, network, name.rpartition("-")[2])
+    if sha256 is None:
         return None
-    loaded = checkpoints.load(path, KIND)
-    try:
-        loaded.into(model := Confidence())
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path}: holds another model than this version's ({error}); train it anew"
-        ) from error
-    if not name.endswith(model.digits):
-        return None
-    model.name = f"{path.stem}-{loaded.sha256[:_DIGITS]}"
-    return model.eval().requires_grad_(False)
+    model.name = f"{companion_path(network, KIND).stem}-{sha256[:DIGITS]}"
+    return model
 
 
 def calibration_error(chance: Tensor, right: Tensor, bins: int = 10) -> float:

@@ -1,9 +1,7 @@
 """Fitting the confidence model to pools of docked poses (`python -m bio_diffusion.dock.pools`).
 
-What is fitted, on training complexes: whether each pose is right (cross-entropy, complexes counted
-alike however many poses they have), and which pose of a pool is right (the share that a softmax
-over the pool gives to the right ones, where there are right and wrong ones). Calibration is fitted
-at the same time to held-out complexes, whose evidence reaches `scale` and `shift` alone.
+What is fitted, on complexes that the network has not seen: whether each pose is right, by
+cross-entropy, complexes counted alike however many poses they have, with a ridge on the weights.
 
 Shapes: P poses of C complexes, F columns of evidence.
 """
@@ -30,6 +28,8 @@ from bio_diffusion.dock.pool import EVIDENCE
 
 __all__ = ["ConfidenceFit", "Pools", "read_pools"]
 
+_TERMS = ("energy", "loss", "preference", "score")
+
 RIGHT = 2.0
 """Å of RMSD below which a pose counts as right."""
 
@@ -45,7 +45,9 @@ class Pools:
         evidence: (P, F).
         right: (P,) bool.
         failed: (P,) bool, whether a validity check fails.
-        score: (P,) kcal/mol, what ranks without a confidence model.
+        energy, score: (P,) kcal/mol; the score ranks without a confidence model.
+        loss: (P,) of denoising.
+        preference: (P,) nats, the ranker's.
     """
 
     ids: tuple[str, ...]
@@ -54,16 +56,20 @@ class Pools:
     evidence: Tensor
     right: Tensor
     failed: Tensor
+    energy: Tensor
+    loss: Tensor
+    preference: Tensor
     score: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def top(self, first: Tensor) -> Tensor:
-        """(C,) bool: is the pose right that comes first, valid before not, by falling `first`?"""
+    def top(self, first: Tensor, of: Tensor | None = None) -> Tensor:
+        """(C,): `of` (P,), or else `right`, of the pose that is first: valid, then by `first`."""
         order = torch.where(self.failed, first - 1e6, first)
-        hits = zip(order.split(self.sizes), self.right.split(self.sizes), strict=True)
-        return torch.stack([right[values.argmax()] for values, right in hits])
+        told = self.right if of is None else of
+        pairs = zip(order.split(self.sizes), told.split(self.sizes), strict=True)
+        return torch.stack([values[ranks.argmax()] for ranks, values in pairs])
 
     def any(self) -> Tensor:
         """(C,) bool: is a right pose among them?"""
@@ -79,7 +85,7 @@ def read_pools(path: Path) -> tuple[dict[str, Pools], str]:
     raw = path.read_bytes()
     text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     rows = list(csv.DictReader(io.StringIO(text.decode())))
-    wanted = ("id", "split", "cluster", "network", "rmsd", "score", *EVIDENCE)
+    wanted = ("id", "split", "cluster", "network", "rmsd", *_TERMS, "failed", *EVIDENCE)
     missing = [c for c in wanted if not rows or c not in rows[0]]
     networks = sorted({row["network"] for row in rows}) if not missing else []
     if missing or len(networks) != 1:
@@ -100,8 +106,8 @@ def _pools(complexes: Sequence[Sequence[dict[str, str]]]) -> Pools:
         sizes=tuple(map(len, complexes)),
         evidence=evidence,
         right=torch.tensor([float(row["rmsd"]) < RIGHT for row in rows]),
-        failed=evidence[:, EVIDENCE.index("failed")] > 0,
-        score=torch.tensor([float(row["score"]) for row in rows]),
+        failed=torch.tensor([row["failed"] == "1" for row in rows]),
+        **{name: torch.tensor([float(row[name]) for row in rows]) for name in _TERMS},
     )
 
 
@@ -110,10 +116,9 @@ class ConfidenceFit:
 
     Args:
         device: where to train.
-        pools: table of pools, with the splits `train` and `val`.
-        listwise: weight of choosing within a pool.
-        lr: learning rate of AdamW.
-        weight_decay: of AdamW, on the weights of the evidence.
+        pools: table of pools, with the splits `fit` and `check`.
+        lr: learning rate of Adam.
+        ridge: times the square of the weights, added to the loss.
     """
 
     kind = KIND
@@ -124,92 +129,69 @@ class ConfidenceFit:
         self,
         device: torch.device,
         pools: str = "dock_pools.csv.gz",
-        listwise: float = 1.0,
         lr: float = 0.02,
-        weight_decay: float = 0.3,
+        ridge: float = 0.003,
     ) -> None:
         found, network = read_pools(find_data(pools))
-        for split in ("train", "val"):
+        for split in ("fit", "check"):
             if split not in found:
                 raise ConfigError(f"{pools}: has no rows of the split {split}")
-        self.train, self.val = found["train"], found["val"]
+        seen, self.check = found["fit"], found["check"]
         self.model = Confidence()
-        self.model.mean.copy_(self.train.evidence.mean(0))
-        self.model.std.copy_(self.train.evidence.std(0) + 1e-3)
+        self.model.mean.copy_(seen.evidence.mean(0))
+        self.model.std.copy_(seen.evidence.std(0) + 1e-3)
         self.model.belongs_to(network.rpartition("-")[2])
         self.module: nn.Module = self.model.to(device)
-        self.process = self.denoiser = Imitation(self.model, self.train, self.val, listwise, device)
-        free = [self.model.bias, self.model.scale, self.model.shift]
-        groups: list[dict[str, Any]] = [
-            {"params": [self.model.weight]},
-            {"params": free, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+        self.process = self.denoiser = Regression(self.model, seen, ridge, device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Any, Any]]:
         while True:
             yield (None,), None
 
     def evaluate(self) -> dict[str, float]:
-        """On the held-out complexes that calibration has seen; benchmarks cross-validate it."""
-        device = self.model.mean.device
-        chance = self.model(self.val.evidence.to(device)).cpu()
-        base = float(self.val.right.float().mean())
+        """On the complexes that nothing was fitted to."""
+        chance = self.model(self.check.evidence.to(self.model.mean.device)).cpu()
+        right = self.check.right.float()
         return {
-            "entropy": float(F.binary_cross_entropy(chance, self.val.right.float())),
+            "entropy": float(F.binary_cross_entropy(chance, right)),
             "entropy_of_rate": float(
-                F.binary_cross_entropy(torch.full_like(chance, base), self.val.right.float())
+                F.binary_cross_entropy(torch.full_like(chance, float(right.mean())), right)
             ),
-            "calibration_error": calibration_error(chance, self.val.right),
-            "top_score": float(self.val.top(-self.val.score).float().mean()),
-            "top_confidence": float(self.val.top(chance).float().mean()),
-            "any": float(self.val.any().float().mean()),
+            "calibration_error": calibration_error(chance, self.check.right),
+            "top_score": float(self.check.top(-self.check.score).float().mean()),
+            "top_confidence": float(self.check.top(chance).float().mean()),
+            "any": float(self.check.any().float().mean()),
         }
 
 
-class Imitation(nn.Module):
-    """Model and losses in the shape that `fit` trains: nothing is noised."""
+class Regression(nn.Module):
+    """Model and loss in the shape that `fit` trains: nothing is noised."""
 
-    def __init__(
-        self, model: Confidence, train: Pools, val: Pools, listwise: float, device: torch.device
-    ) -> None:
+    def __init__(self, model: Confidence, seen: Pools, ridge: float, device: torch.device) -> None:
         super().__init__()
-        self.model, self.listwise, self.sizes = model, listwise, train.sizes
-        self.seen, self.held = train.evidence.to(device), val.evidence.to(device)
-        self.right, self.held_right = train.right.to(device), val.right.float().to(device)
+        self.model, self.ridge, self.sizes = model, ridge, seen.sizes
+        self.evidence, self.right = seen.evidence.to(device), seen.right.float().to(device)
 
     def perturb(self, x_0: Any, t: Tensor, generator: Any = None) -> Noised:  # noqa: ANN401
         return Noised(x_0, None)
 
-    def forward(self, x_t: Any, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        """Logits of the training poses (P,), calibrated ones of the held-out poses (P',)."""
-        held = self.model.logits(self.held).detach()
-        return self.model.logits(self.seen), self.model.scale * held + self.model.shift
+    def forward(self, x_t: Any, t: Tensor, cond: Any) -> Tensor:  # noqa: ANN401
+        """(P,) logits of all poses."""
+        return self.model.logits(self.evidence)
 
-    def loss(self, prediction: Any, noised: Noised, x_0: Any, t: Tensor) -> Tensor:  # noqa: ANN401
+    def loss(self, prediction: Tensor, noised: Noised, x_0: Any, t: Tensor) -> Tensor:  # noqa: ANN401
         parts = self.parts(prediction, noised, x_0, t)
-        return parts["pose"] + self.listwise * parts["choice"] + parts["calibration"]
+        return parts["pose"] + parts["ridge"]
 
     def parts(
         self,
-        prediction: tuple[Tensor, Tensor],
+        prediction: Tensor,
         noised: Noised,
-        x_0: Any,
-        t: Tensor,  # noqa: ANN401
+        x_0: Any,  # noqa: ANN401
+        t: Tensor,
     ) -> dict[str, Tensor]:
-        logits, held = prediction
-        each = F.binary_cross_entropy_with_logits(logits, self.right.float(), reduction="none")
-        pose = torch.stack([part.mean() for part in each.split(self.sizes)])
-        choices = [
-            all_.logsumexp(0) - all_[right].logsumexp(0)
-            for all_, right in zip(
-                logits.split(self.sizes), self.right.split(self.sizes), strict=True
-            )
-            if right.any() and not right.all()
-        ]
-        choice = torch.stack(choices).sum() if choices else logits.new_zeros(())
-        return {
-            "pose": pose.mean().reshape(1),
-            "choice": (choice / len(self.sizes)).reshape(1),
-            "calibration": F.binary_cross_entropy_with_logits(held, self.held_right).reshape(1),
-        }
+        each = F.binary_cross_entropy_with_logits(prediction, self.right, reduction="none")
+        pose = torch.stack([part.mean() for part in each.split(self.sizes)]).mean()
+        ridge = self.ridge * self.model.weight.square().sum()
+        return {"pose": pose.reshape(1), "ridge": ridge.reshape(1)}

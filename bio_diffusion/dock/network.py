@@ -34,8 +34,9 @@ from .experiment import DockingModel, find_data
 from .latents import PointerPrior
 from .layers import Size
 from .pose import Pose
+from .ranker import PoseRanker
 from .score_model import ScoreModel
-from .sources import PreparedLigand, PreparedReceptor
+from .sources import Opinion, PreparedLigand, PreparedReceptor
 from .trunk import Complex, Senders
 
 __all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]
@@ -85,6 +86,7 @@ class NetworkPoses:
             hidden; 0 is off and costs nothing, else each step takes a second network call.
         inverse_temperature: how sharply poses crowd around the likely ones (`LowTemperature`, which
             turns from this to 1 at the least noise of each factor); 1 samples the model as it is.
+        ranker: prefers some poses to others; None has no preference.
 
     Raises:
         InputError: the schedule does not exist or does not fit the model, or guidance on latents is
@@ -104,6 +106,7 @@ class NetworkPoses:
         guidance: float = 0.0,
         latent_guidance: float = 0.0,
         inverse_temperature: float = 1.0,
+        ranker: PoseRanker | None = None,
     ) -> None:
         if latent_guidance and model.prior is None:
             raise InputError(
@@ -112,6 +115,7 @@ class NetworkPoses:
                 "or a --checkpoint with latents",
             )
         self.model, self.device = model, device or torch.device("cpu")
+        self.ranker = None if ranker is None else ranker.to(self.device)
         self.latent_guidance = latent_guidance
         self.guidance, self.temperature = guidance, temperature
         self.process = copy.copy(model.process)  # with steps of its own
@@ -178,10 +182,10 @@ class NetworkPoses:
 
     def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Tensor:
-        """How unlikely the model finds each of B poses at a site: its denoising loss by factor.
+    ) -> Opinion:
+        """How unlikely the model finds each of B poses at a site, and which the ranker prefers.
 
-        (B, 3) of translation, rotation and torsions; their mean is the loss of training.
+        The loss is that of denoising, by factor; its mean is the loss of training.
 
         Times, noise and latents are the same for all poses and in every call, so equal poses get
         equal numbers.
@@ -207,7 +211,11 @@ class NetworkPoses:
                     seed=draw,
                 )
                 total += torch.stack(list(parts.values()), 1).cpu()
-        return total / _JUDGING_DRAWS
+            preference = torch.zeros(len(pose))
+            if self.ranker is not None:
+                coords = pose.coords.to(self.device)
+                preference = self.ranker(self.model.score, coords, given).cpu()
+        return Opinion(total / _JUDGING_DRAWS, preference)
 
     def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:
         """The encoded pocket, kept for the next ligand, joined with the ligand."""

@@ -9,8 +9,8 @@ of a ligand are computed on one thread, so that its poses do not depend on which
 are, in what order, or by how many workers they are docked.
 
 Ranking: poses that pass all checks come before those that fail one; within each of the two groups
-by `score`, the energy plus what the trained network adds for poses that it finds unlikely, or where
-it is asked for by `confidence`.
+by `confidence` where there is one, else by `score`, the energy plus what the trained network adds
+for poses that it finds unlikely, less what its ranker prefers them by.
 
 Shapes: B poses, N ligand atoms, K conformers, A receptor atoms. Coordinates in Å, energies in
 kcal/mol.
@@ -46,6 +46,7 @@ from .settings import Settings
 from .sites import PocketFinder, SiteProposer
 from .sources import (
     SHIPPED,
+    Opinion,
     PoseSource,
     PreparedLigand,
     PreparedReceptor,
@@ -71,9 +72,9 @@ class Candidates:
         coords: (P, N, 3) Å.
         site: (P,) long, number of the site.
         energy: Of each, kcal/mol.
-        score: Energy and judgement, kcal/mol.
+        score: Energy, judgement and preference, kcal/mol.
         failed: Names of the checks that each fails.
-        judged: Whether a network has judged them.
+        opinion: What the source thinks of each.
         evidence: (P, len(EVIDENCE)), see `pool.evidence`.
     """
 
@@ -82,7 +83,7 @@ class Candidates:
     energy: list[float]
     score: list[float]
     failed: list[list[str]]
-    judged: bool
+    opinion: Opinion
     evidence: Tensor
 
 
@@ -214,9 +215,9 @@ class Docker:
         with one_thread():
             found = self.candidates(receptor, ligand, sites)
             chance = None
-            # calibrated for minimised poses at one site: several see other crops of the receptor
-            here = wanted.minimize and len(sites) == 1
-            if self.confidence is not None and found.judged and here:
+            # fitted to minimised poses at one site: several see other crops of the receptor
+            here = wanted.minimize and len(sites) == 1 and wanted.judgement and wanted.preference
+            if self.confidence is not None and bool(found.opinion.loss.any()) and here:
                 chance = self.confidence(found.evidence).tolist()
         count = len(found.coords)
         first = found.score if chance is None or wanted.rank_by == "score" else [-c for c in chance]
@@ -272,9 +273,12 @@ class Docker:
         ]
         pool = Pool.join(found).distinct(max(wanted.judged, wanted.num_poses), wanted.spread)
         energy = pool.affinity(prepared.torsions)
-        loss = torch.zeros(len(pool.coords), 1)
-        if wanted.judgement:
-            loss = self._judged(receptor, prepared, sites, pool)
+        opinion = self._judged(receptor, prepared, sites, pool)
+        score = (
+            energy
+            + wanted.judgement * opinion.loss.mean(1)
+            - wanted.preference * opinion.preference
+        )
         checks = Validator(ligand.mol, receptor.receptor).check(pool.coords.numpy())
         failed = [
             [name for name, ok in checks.items() if not ok[i]] for i in range(len(pool.coords))
@@ -283,17 +287,10 @@ class Docker:
             pool.coords,
             pool.site,
             energy.tolist(),
-            (energy + wanted.judgement * loss.mean(1)).tolist(),
+            score.tolist(),
             failed,
-            bool(loss.any()),
-            evidence(
-                pool,
-                energy,
-                loss,
-                prepared.torsions,
-                receptor.coords,
-                torch.tensor([bool(names) for names in failed]),
-            ),
+            opinion,
+            evidence(pool, score, prepared.torsions),
         )
 
     def _judged(
@@ -302,15 +299,18 @@ class Docker:
         ligand: PreparedLigand,
         sites: Sequence[Site],
         pool: Pool,
-    ) -> Tensor:
-        """(B, 3) what the source thinks of each pose, at its own site."""
-        loss = torch.zeros(len(pool.coords), 3)
+    ) -> Opinion:
+        """What the source thinks of each pose, at its own site; nothing where nobody asks."""
+        opinion = Opinion.none(len(pool.coords))
+        if not (self.settings.judgement or self.settings.preference):
+            return opinion
         for number, site in enumerate(sites, start=1):
             here = pool.site == number
             if bool(here.any()):
                 poses = Pose(pool.coords[here], ligand.graph.tree)
-                loss[here] = self.source.judge(receptor, ligand, site, poses)
-        return loss
+                found = self.source.judge(receptor, ligand, site, poses)
+                opinion.loss[here], opinion.preference[here] = found
+        return opinion
 
     def _at(
         self,
@@ -322,7 +322,7 @@ class Docker:
     ) -> Pool:
         """The best poses at one site, many more than wanted."""
         wanted = self.settings
-        start = pose = self.source.poses(receptor, ligand, site, wanted.starts, generator)
+        pose = self.source.poses(receptor, ligand, site, wanted.starts, generator)
         exact = ligand.energy(receptor, site)
         if wanted.minimize:
             fast = mapped(exact, receptor.maps(site))
@@ -337,7 +337,7 @@ class Docker:
             exact.inter(coords),
             exact.intra(coords),
             torch.full((len(coords),), number),
-            crowding(coords, start.coords, visited),
+            crowding(coords, visited),
         )
 
 

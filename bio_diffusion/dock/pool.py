@@ -1,11 +1,10 @@
 """The poses found for one ligand, and what speaks for and against each: the evidence.
 
-A pose is likelier right when its energy is low, when the network finds it likely, and when it is no
-accident: when many start poses of the network lie near it and the search came down into its basin
-again and again. `crowding` counts those, `evidence` puts everything together, per pose and beside
-the other poses of the pool.
+A pose is likelier right when its score (energy, and what the networks say) is better than that of
+the others, and when the best is no accident: when the search came down into its basin again and
+again. `crowding` counts that, `evidence` puts everything together.
 
-Shapes: B poses, N ligand atoms, S start poses, V minima visited, A receptor atoms. Distances are
+Shapes: B poses, N ligand atoms, V minima visited. Distances are
 RMSD in atom order, without superposition or symmetry, in Å; energies in kcal/mol.
 """
 
@@ -25,27 +24,17 @@ TORSION_WEIGHT = 0.05846
 """Vina's weight of one active torsion."""
 
 _TEMPERATURE = 1.2  # kcal/mol, as in the search
-_JUDGEMENT = 10.0  # kcal/mol of a unit of loss; fixed, whatever the ranking by score says
-_CONTACT = 4.0  # Å from a receptor atom: such a ligand atom is buried
+_SHARPNESS = 1.3  # mol/kcal: the score that tells right poses best, on validation complexes
+_NEAR = 2.0  # Å
 _FLOOR = 1e-3  # of shares, before their logarithm
+_NEVER = -8.0  # nats: shares below are all alike
 
-_CROWDING = ("starts_2", "starts_4", "starts_quartile", "starts_spread", "basin_1", "basin_2",
-             "basin_3")  # fmt: skip
-
-EVIDENCE: tuple[str, ...] = (
-    "energy", "energy_gap", "inter_atom", "intra_atom", "loss", "loss_gap", "loss_tr_gap",
-    "loss_rot_gap", "loss_tor_gap", "score_gap", *_CROWDING, "basin_gap", "rivals", "atoms",
-    "torsions", "buried", "failed",
-)  # fmt: skip
+EVIDENCE: tuple[str, ...] = ("share", "score_gap", "funnel", "torsions")
 """Names of the columns of `evidence`.
 
-`*_gap`: above the best of the pool. `*_atom`: a heavy atom. `loss`: the network's denoising loss,
-mean and by factor. `score`: what ranks without a confidence model. `starts_2`, `starts_4`: share of
-the network's start poses within so many Å; `starts_quartile`: RMSD within which a quarter of them
-lie; `starts_spread`: mean distance of their centroids from the middle. `basin_*`: log of the
-Boltzmann-weighted share of minima within so many Å. `rivals`: log of the number of poses with
-energies within 1 kcal/mol of the lowest. `buried`: share of atoms within 4 Å of the receptor.
-`failed`: 1 where a validity check fails.
+`share`: log of the pose's part of the pool, exp(-1.3 score) over their sum; `score_gap`: -1.3 times
+the score above the best, both -8 at least. `funnel`: `crowding` of the pose with the best score;
+it and `torsions` are the same for all poses of a pool, so that these rank as by score.
 """
 
 
@@ -58,7 +47,7 @@ class Pool:
         inter: (B,) between ligand and receptor.
         intra: (B,) within the ligand.
         site: (B,) long, number of the site.
-        crowd: (B, C) from `crowding`.
+        crowd: (B,) from `crowding`.
     """
 
     coords: Tensor
@@ -90,78 +79,36 @@ class Pool:
         return (self.inter + self.intra - self.intra[:1]) / (1.0 + TORSION_WEIGHT * torsions)
 
 
-def crowding(coords: Tensor, starts: Tensor, visited: Minimized) -> Tensor:
-    """How many start poses and minima lie near each pose, (B, C).
+def crowding(coords: Tensor, visited: Minimized) -> Tensor:
+    """Log of the Boltzmann-weighted share of minima within 2 Å of each pose, (B,).
 
     Args:
         coords: (B, N, 3) poses at one site.
-        starts: (S, N, 3), as the source proposed them there.
         visited: V minima of the search there, lowest first.
     """
     weight = ((visited.energy[:1] - visited.energy) / _TEMPERATURE).softmax(0)
-    middles = starts.mean(1)
-    spread = (middles - middles.mean(0)).norm(dim=-1).mean()
-    rows = []
-    for pose in coords:  # one by one: all pairs at once would fill the memory
-        begun, found = _rmsd(pose, starts), _rmsd(pose, visited.pose.coords)
-        shares = [(begun < 2).float().mean(), (begun < 4).float().mean()]
-        basins = [(weight[found < near].sum() + _FLOOR).log() for near in (1, 2, 3)]
-        rows.append(torch.stack([*shares, begun.quantile(0.25), spread, *basins]))
-    return torch.stack(rows)
+    # one by one: all pairs at once would fill the memory
+    near = [weight[_rmsd(pose, visited.pose.coords) < _NEAR].sum() for pose in coords]
+    return (torch.stack(near) + _FLOOR).log()
 
 
-def evidence(
-    pool: Pool,
-    energy: Tensor,
-    loss: Tensor,
-    torsions: float,
-    receptor: Tensor,
-    failed: Tensor,
-) -> Tensor:
+def evidence(pool: Pool, score: Tensor, torsions: float) -> Tensor:
     """What a confidence model sees of each pose, (B, len(EVIDENCE)).
 
     Args:
         pool: B poses.
-        energy: (B,) their `affinity`.
-        loss: (B, 3) denoising loss by factor; (B, 1) zeros where nobody has judged.
+        score: (B,) by which they rank without a confidence model.
         torsions: Vina's count of active torsions.
-        receptor: (A, 3) Å.
-        failed: (B,) bool, whether a validity check fails.
     """
-    count, atoms = pool.coords.shape[:2]
-    total, mean = pool.inter + pool.intra, loss.mean(1)
-    score = energy + _JUDGEMENT * mean
-    flat = pool.coords.reshape(-1, 3)
-    low, high = flat.amin(0) - _CONTACT, flat.amax(0) + _CONTACT
-    near = receptor[((receptor >= low) & (receptor <= high)).all(1)]
-    gap = torch.cdist(flat, near).amin(1) if len(near) else torch.full((len(flat),), torch.inf)
-    basin = pool.crowd[:, _CROWDING.index("basin_2")]
-    by_factor = (loss - loss.amin(0)).expand(count, 3).unbind(1)
-    rivals = (total <= total.min() + 1.0).sum().float().log()
-
-    def of_all(value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32).expand(count)
-
-    return torch.stack(
-        [
-            energy,
-            energy - energy.min(),
-            pool.inter / atoms,
-            pool.intra / atoms,
-            mean,
-            mean - mean.min(),
-            *by_factor,
-            score - score.min(),
-            *pool.crowd.unbind(1),
-            basin - basin.max(),
-            of_all(rivals),
-            of_all(float(atoms)),
-            of_all(torsions),
-            (gap.view(count, atoms) < _CONTACT).float().mean(1),
-            failed.float(),
-        ],
-        1,
-    )
+    nats = -_SHARPNESS * score
+    gap = nats - nats.max()
+    columns = [
+        nats.log_softmax(0).clamp(min=_NEVER),
+        gap.clamp(min=_NEVER),
+        pool.crowd[score.argmin()].expand_as(gap),
+        torch.full_like(gap, torsions),
+    ]
+    return torch.stack(columns, 1)
 
 
 def _rmsd(pose: Tensor, others: Tensor) -> Tensor:

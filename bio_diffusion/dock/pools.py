@@ -1,14 +1,15 @@
 """Dock complexes of known pose and keep the evidence of every candidate, to fit confidence to.
 
-    python -m bio_diffusion.dock.pools --data DIR [--manifest FILE] --split NAME [--sample N]
-        [--label NAME] --out FILE.csv [--checkpoint FILE] [key=value ...]
+    python -m bio_diffusion.dock.pools --data DIR [--manifest FILE] --split NAME [--part NAME]
+        [--sample N] [--label NAME] --out FILE.csv [--checkpoint FILE] [key=value ...]
 
 Each complex of `DIR/<id>/` (as for `bio_diffusion.dock.prepare`) is docked into the box of its
 crystal ligand, 4 Å larger a side and 15 Å an edge at least, from RDKit conformers and with the
 settings of `configs/dock.yaml` but for those given as words. A row is a candidate pose: its RMSD to
-the crystal pose, its score and the evidence for it. A sample is the first N ids by the sha256 of
-"0:id". Rows of a complex are written together, and a run that was stopped goes on with the
-complexes that its table lacks.
+the crystal pose, its energy, what the networks say of it, its score, whether it fails a check, and
+the evidence; `cpu_s` is of the whole complex. A sample is the first N ids by the sha256 of "0:id".
+Rows of a complex are written together, and a run that was stopped goes on with the complexes that
+its table lacks.
 
 Exit status: 0 done; 2 bad usage or input; 3 some complexes could not be docked: they are named.
 """
@@ -21,8 +22,11 @@ import hashlib
 import io
 import logging
 import sys
+import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.command import Parser
@@ -31,7 +35,12 @@ from bio_diffusion.files import InputError, one_line
 
 from .prepare import protein_file, read_ligand, read_manifest
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .complex import Site
+
+__all__ = ["in_order", "known_site", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of complexes")
     parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
     parser.add_argument("--split", required=True, help="the manifest's rows to dock")
+    parser.add_argument("--part", help="of these, the rows with this test_part")
     parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
     parser.add_argument("--label", help="what to write as split (default: the split)")
     parser.add_argument("--checkpoint", help="network, by file or name (default: the usual one)")
@@ -58,6 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         rows = read_manifest(args.manifest or args.data / "manifest.csv", args.split)
+        if args.part:
+            rows = {key: row for key, row in rows.items() if row.get("test_part") == args.part}
+            if not rows:
+                raise InputError("empty", f"no row of {args.split} has the test_part {args.part}")
         return _run(args, rows)
     except (InputError, ConfigError, CheckpointError) as error:
         print(error, file=sys.stderr)
@@ -72,12 +86,12 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
     if args.out.exists():
         with args.out.open(newline="") as file:
             done = {row["id"] for row in csv.DictReader(file)}
-    ids = sorted(rows, key=lambda key: hashlib.sha256(f"0:{key}".encode()).hexdigest())
     settings = asdict(Settings.of(compose("dock", args.words)))
     docker, failed = Docker.load(args.checkpoint, **settings), 0
-    for key in ids[: args.sample or None]:
+    for key in in_order(rows, args.sample):
         if key in done:
             continue
+        begun = time.process_time()
         try:
             table = pool_rows(docker, args.data / key)
         except InputError as error:
@@ -86,12 +100,29 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
             continue
         fixed = {
             "id": key,
-            "split": args.label or args.split,
+            "split": args.label or args.part or args.split,
             "cluster": rows[key].get("cluster", key),
+            "cpu_s": f"{time.process_time() - begun:.2f}",
         }
         _append(args.out, [fixed | {"network": docker.checkpoint} | row for row in table])
         logger.info("%s: %d poses", key, len(table))
     return 3 if failed else 0
+
+
+def in_order(rows: Iterable[str], sample: int = 0) -> list[str]:
+    """Ids by the sha256 of "0:id"; the first `sample` of them, or all."""
+    ids = sorted(rows, key=lambda key: hashlib.sha256(f"0:{key}".encode()).hexdigest())
+    return ids[: sample or None]
+
+
+def known_site(crystal: np.ndarray) -> Site:
+    """The box of crystal coordinates (N, 3) Å, 4 Å larger a side and 15 Å an edge at least."""
+    import numpy as np
+
+    from .complex import Site
+
+    low, high = crystal.min(0), crystal.max(0)
+    return Site((low + high) / 2, np.maximum(high - low + 2 * _PADDING, _EDGE), "crystal")
 
 
 def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
@@ -100,11 +131,8 @@ def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
     Raises:
         InputError: protein or ligand cannot be used.
     """
-    import numpy as np
-
     from bio_diffusion.command import one_thread
 
-    from .complex import Site
     from .metrics import symmetric_rmsd
     from .pipeline import Docker
     from .pool import EVIDENCE
@@ -115,14 +143,20 @@ def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
     if protein is None:
         raise InputError("missing", "no protein.pdb and no protein.cif")
     ligand = read_ligand(folder)
-    low, high = ligand.crystal.min(0), ligand.crystal.max(0)
-    site = Site((low + high) / 2, np.maximum(high - low + 2 * _PADDING, _EDGE), "crystal")
+    site = known_site(ligand.crystal)
     receptor = docker.prepare(read_receptor(protein).without(ligand.crystal))
     with one_thread():
         found = docker.candidates(receptor, ligand, [site])
     rmsd = symmetric_rmsd(found.coords.numpy(), ligand.crystal, ligand.mol)
     return [
-        {"rmsd": f"{rmsd[i]:.3f}", "score": f"{found.score[i]:.4f}"}
+        {
+            "rmsd": f"{rmsd[i]:.3f}",
+            "energy": f"{found.energy[i]:.4f}",
+            "loss": f"{float(found.opinion.loss[i].mean()):.5f}",
+            "preference": f"{float(found.opinion.preference[i]):.4f}",
+            "score": f"{found.score[i]:.4f}",
+            "failed": str(int(bool(found.failed[i]))),
+        }
         | {name: f"{value:.5g}" for name, value in zip(EVIDENCE, values, strict=True)}
         for i, values in enumerate(found.evidence.tolist())
     ]

@@ -122,7 +122,7 @@ class Report:
 {settings_table(self.settings)}
 <footer>Confidence: calibrated probability of an RMSD below 2 Å, where there is a model for it; it
 ranks the poses of one ligand; not an affinity. Score: ranks them where there is no confidence, the
-energy plus a charge where the trained network finds a pose unlikely. Energy: AutoDock Vina's
+energy with the trained networks' opinion of the pose. Energy: AutoDock Vina's
 scoring function in kcal/mol, lower is better; an estimate, not a measured affinity. Valid: no
 failed check of geometry or clash. Viewer: 3Dmol.js 2.5.5 (BSD-3-Clause), in this file; nothing is
 loaded from a network.</footer>

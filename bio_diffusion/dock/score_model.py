@@ -95,11 +95,14 @@ class ScoreModel(nn.Module):
 
     def forward(self, x_t: Pose, t: Tensor, cond: Complex) -> dict[str, Tensor]:
         """Scores at time t (B,) in [0, 1]: ``tr`` (B, 3), ``rot`` (B, 3), ``tor`` (B, M)."""
-        scalars = cond.ligand_scalars[None] + self.time(_fourier(t))[:, None]
-        ligand = self.trunk(scalars.flatten(0, 1), x_t.coords, cond, cond.senders)
-        unit = self._tangent(x_t, ligand)
+        unit = self._tangent(x_t, self.features(x_t.coords, t, cond))
         magnitude = self.process.rms_score(t)
         return {name: unit[name] * magnitude[name].to(unit[name])[:, None] for name in unit}
+
+    def features(self, coords: Tensor, t: Tensor, cond: Complex) -> Features:
+        """What the layers make of the ligand atoms of poses (B, N, 3) Å noised to t (B,): B * N."""
+        scalars = cond.ligand_scalars[None] + self.time(_fourier(t))[:, None]
+        return self.trunk(scalars.flatten(0, 1), coords, cond, cond.senders)
 
     def _tangent(self, x_t: Pose, ligand: Features) -> Mapping[str, Tensor]:
         batch, atoms, _ = x_t.coords.shape

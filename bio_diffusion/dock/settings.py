@@ -26,6 +26,7 @@ _BOUNDS = {
     "spread": (0.0, 100.0),
     "judged": (1, 1000),
     "judgement": (0.0, 1000.0),
+    "preference": (0.0, 1000.0),
     "sites": (1, 100),
     "site_size": (5.0, 500.0),
 }
@@ -50,7 +51,8 @@ class Settings:
     refine: int = 100
     spread: float = 1.0
     judged: int = 20
-    judgement: float = 10.0
+    judgement: float = 7.0
+    preference: float = 0.25
     rank_by: str = "confidence"
     sites: int = 3
     site_size: float = 22.5

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ SHIPPED = Path(__file__).parents[1] / "weights" / "dock.safetensors"
 """The trained model that comes with the package."""
 
 __all__ = [
+    "Opinion",
     "PoseSource",
     "PreparedLigand",
     "PreparedReceptor",
@@ -128,6 +129,21 @@ class PreparedLigand:
         )
 
 
+class Opinion(NamedTuple):
+    """What a source thinks of B poses; all zeros where it thinks nothing.
+
+    loss: (B, 3) how unlikely it finds each pose's place, rotation and torsions.
+    preference: (B,) nats by which it would choose each one before the others.
+    """
+
+    loss: Tensor
+    preference: Tensor
+
+    @classmethod
+    def none(cls, poses: int) -> Opinion:
+        return cls(torch.zeros(poses, 3), torch.zeros(poses))
+
+
 class PoseSource(Protocol):
     """What proposes poses for the physics to improve: a random prior, or a diffusion model."""
 
@@ -146,11 +162,8 @@ class PoseSource(Protocol):
 
     def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Tensor:
-        """(B, 3) how unlikely the source finds each pose's place, rotation and torsions.
-
-        All zeros where it has no opinion.
-        """
+    ) -> Opinion:
+        """What the source thinks of each of B poses at the site."""
         ...
 
 
@@ -175,8 +188,8 @@ class PriorPoses:
 
     def judge(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Tensor:
-        return torch.zeros(len(pose), 3)
+    ) -> Opinion:
+        return Opinion.none(len(pose))
 
 
 def load_source(
@@ -200,6 +213,7 @@ def load_source(
     from bio_diffusion.grids import kept
 
     from .network import NetworkPoses, load_model
+    from .ranker import load_ranker
 
     place = torch.device(device)
     model, loaded = load_model(path, place)
@@ -212,5 +226,6 @@ def load_source(
         guidance=settings.guidance,
         latent_guidance=settings.latent_guidance,
         inverse_temperature=settings.inverse_temperature,
+        ranker=load_ranker(path, loaded.sha256, model.score.size),
     )
     return source, f"{path.stem}-{loaded.sha256[:12]}"

@@ -143,22 +143,24 @@ class PoseTrunk(nn.Module):
             scalars: (B * N, C), initial scalars of the ligand atoms.
             coords: (B, N, 3) Å.
             given: the encoded complex.
-            senders: its receptor, as `senders` of this trunk returned it.
+            senders: its receptor, as `senders` of this trunk returned it; as many layers run as
+                there are of them, so that the first ones can be had alone.
 
         Returns:
             Features of the B * N ligand atoms.
         """
-        near = self._surroundings(coords, given)
+        near = self.surroundings(coords, given)
         pointers = None
         if given.latents is not None:
             pointers = self._pointers(coords, given, given.latents)
             scalars = scalars + self._flags(given.latents, coords.shape[1])
         ligand = start(scalars, self.size)
-        for layer, receptor in zip(self.layers, senders, strict=True):
+        for layer, receptor in zip(self.layers, senders, strict=False):
             ligand = layer(ligand, receptor, near, pointers)
         return ligand
 
-    def _surroundings(self, coords: Tensor, given: Complex) -> Surroundings:
+    def surroundings(self, coords: Tensor, given: Complex) -> Surroundings:
+        """Whom the ligand atoms of poses (B, N, 3) Å hear."""
         batch, atoms, _ = coords.shape
         flat, graph, k = coords.reshape(-1, 3), given.receptor.graph, self.size.neighbours
         own = self._within_ligand(coords)

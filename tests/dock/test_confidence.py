@@ -12,12 +12,12 @@ from bio_diffusion.checkpoint import Checkpoint, CheckpointError, save
 from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.dock import pools as pools_command
+from bio_diffusion.dock.companion import companion_path
 from bio_diffusion.dock.complex import InputError, read_ligands, read_receptor, site_from_ligand
 from bio_diffusion.dock.confidence import (
     KIND,
     Confidence,
     calibration_error,
-    confidence_path,
     load_confidence,
 )
 from bio_diffusion.dock.confidence_fit import ConfidenceFit, read_pools
@@ -29,7 +29,7 @@ from bio_diffusion.dock.sources import SHIPPED, PreparedReceptor
 
 DEMO = Path(__file__).parents[2] / "data/demo"
 TINY = {"starts": 6, "rounds": 1, "evaluations": 6, "refine": 8, "conformers": 2, "num_poses": 4}
-LOSS, BASIN = EVIDENCE.index("loss_gap"), EVIDENCE.index("basin_2")
+SHARE, FUNNEL = EVIDENCE.index("share"), EVIDENCE.index("funnel")
 
 
 @pytest.fixture(scope="module")
@@ -57,53 +57,48 @@ def model(seed=0):
 def a_pool(count=6, atoms=5, seed=0):
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=rng)  # noqa: E731
-    coords, starts, minima = (
-        3 * draw(count, atoms, 3),
-        3 * draw(9, atoms, 3),
-        3 * draw(12, atoms, 3),
-    )
-    return coords, starts, minima, draw(12).sort().values, draw(count), draw(count), draw(count, 3)
+    return 3 * draw(count, atoms, 3), 3 * draw(12, atoms, 3), draw(12).sort().values, draw(count)
 
 
-def evidence_of(coords, starts, minima, low, inter, intra, loss, receptor):
-    tree = TorsionTree.from_bonds(
-        torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]]), torch.ones(4, dtype=torch.bool), 5
-    )
-    crowd = crowding(coords, starts, Minimized(Pose(minima, tree), low, 1))
-    pool = Pool(coords, inter, intra, torch.ones(len(coords)).long(), crowd)
-    failed = torch.zeros(len(coords), dtype=torch.bool)
-    return evidence(pool, pool.affinity(2.0), loss.abs(), 2.0, receptor, failed)
+def crowd_of(coords, minima, low):
+    tree = TorsionTree.from_bonds(torch.tensor([[0, 1]]), torch.ones(1, dtype=torch.bool), 5)
+    return crowding(coords, Minimized(Pose(minima, tree), low, 1))
+
+
+def evidence_of(coords, minima, low, score):
+    crowd = crowd_of(coords, minima, low)
+    pool = Pool(coords, score, score, torch.ones(len(coords)).long(), crowd)
+    return evidence(pool, score, 2.0)
 
 
 def test_evidence_is_the_same_wherever_the_complex_lies_and_however_poses_are_ordered():
-    coords, starts, minima, low, inter, intra, loss = a_pool()
-    protein = 4 * torch.randn(50, 3, generator=torch.Generator().manual_seed(9))
-    told = evidence_of(coords, starts, minima, low, inter, intra, loss, protein)
+    coords, minima, low, score = a_pool()
+    minima[3] = coords[score.argmin()] + 0.2
+    told = evidence_of(coords, minima, low, score)
     assert told.shape == (6, len(EVIDENCE)) and bool(told.isfinite().all())
     q, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))
     away = torch.tensor([10.0, -5.0, 3.0])
-    moved = evidence_of(
-        *(x @ q + away for x in (coords, starts, minima)), low, inter, intra, loss,
-        protein @ q + away,
-    )  # fmt: skip
+    moved = evidence_of(coords @ q + away, minima @ q + away, low, score)
     torch.testing.assert_close(moved, told, rtol=1e-3, atol=1e-3)
-    # the first pose's inner energy is the reference, so it stays the first
-    order = torch.tensor([0, 5, 3, 1, 2, 4])
-    turned = evidence_of(
-        coords[order], starts, minima, low, inter[order], intra[order], loss[order], protein
-    )
-    torch.testing.assert_close(turned, told[order], rtol=1e-5, atol=1e-5)
+    order = torch.tensor([4, 5, 3, 1, 2, 0])
+    mixed = evidence_of(coords[order], minima, low, score[order])
+    torch.testing.assert_close(mixed, told[order], rtol=1e-5, atol=1e-5)
 
 
-def test_a_pose_among_starts_and_low_minima_is_crowded():
-    coords, starts, minima, low, *_ = a_pool()
-    tree = TorsionTree.from_bonds(torch.tensor([[0, 1]]), torch.ones(1, dtype=torch.bool), 5)
-    minima[0], starts[:5] = coords[0], coords[0] + 0.1
+def test_shares_of_a_pool_are_probabilities_in_the_order_of_the_score():
+    *of, score = a_pool()
+    share = evidence_of(*of, score)[:, SHARE]
+    assert float(share.exp().sum()) == pytest.approx(1.0, abs=0.01)  # those at the floor apart
+    assert share.argmax() == score.argmin()
+
+
+def test_a_pose_among_low_minima_is_crowded_and_the_best_one_speaks_for_the_pool():
+    coords, minima, low, score = a_pool()
+    minima[0] = coords[2]
     low[0] = low[0] - 10.0  # nearly all of the weight
-    crowd = crowding(coords, starts, Minimized(Pose(minima, tree), low, 1))
-    near, basin = crowd[:, 0], crowd[:, 5]
-    assert near[0] >= 5 / 9 and near[0] > near[1:].max()
-    assert basin[0] > -0.1 and basin[0] > basin[1:].max()
+    crowd = crowd_of(coords, minima, low)
+    assert crowd[2] > -0.1 and crowd.argmax() == 2
+    assert bool((evidence_of(coords, minima, low, score)[:, FUNNEL] == crowd[score.argmin()]).all())
 
 
 def test_probabilities_whatever_the_evidence_and_the_company():
@@ -126,75 +121,57 @@ def test_calibration_error_of_known_cases():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Pools in which low loss and a crowded basin mean a right pose, held-out ones less so."""
+    """Pools in which a large share and a crowded funnel mean a right pose."""
     path, rng = tmp_path_factory.mktemp("pools") / "pools.csv", np.random.default_rng(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["id", "split", "cluster", "network", "rmsd", "score", *EVIDENCE])
+        terms = ("energy", "loss", "preference", "score", "failed")
+        rows.writerow(["id", "split", "cluster", "network", "rmsd", *terms, *EVIDENCE])
         for number in range(120):
-            split = "train" if number < 80 else "val"
+            split = "fit" if number < 80 else "check"
             for _ in range(8):
                 x = rng.normal(size=len(EVIDENCE))
-                x[EVIDENCE.index("failed")] = 0
-                strength = 2.0 if split == "train" else 1.0
-                logit = strength * (x[BASIN] - x[LOSS]) - (1.0 if split == "train" else 2.0)
-                right = rng.random() < 1 / (1 + np.exp(-logit))
-                rows.writerow(
-                    [
-                        f"c{number}",
-                        split,
-                        number // 2,
-                        "dock-0123456789ab",
-                        1 if right else 5,
-                        0,
-                        *x,
-                    ]
-                )
+                chance = 1 / (1 + np.exp(2.0 - x[FUNNEL] - x[SHARE]))
+                rmsd = 1 if rng.random() < chance else 5
+                fixed = [f"c{number}", split, number // 2, "dock-0123456789ab", rmsd, *[0] * 5]
+                rows.writerow([*fixed, *x])
     return path
 
 
 @pytest.fixture(scope="module")
 def fitted(table):
-    made = ConfidenceFit(torch.device("cpu"), str(table), lr=0.03)
+    made = ConfidenceFit(torch.device("cpu"), str(table), lr=0.1)
     run = fit(made.process, made.denoiser, made.batches(0, 0, 1), made.optimizer)
-    for step in range(250):
+    for step in range(400):
         for group in made.optimizer.param_groups:
-            group["lr"] = 0.03 * (1 - step / 250)
+            group["lr"] = 0.1 * (1 - step / 400)
         next(run)
     return made
 
 
-def test_the_fit_finds_what_matters_and_calibrates_on_held_out_complexes(fitted):
+def test_the_fit_finds_what_matters_and_is_calibrated_on_other_complexes(fitted):
     weights = fitted.model.weight.detach()
-    assert {BASIN, LOSS} == set(weights.abs().topk(2).indices.tolist())
-    assert weights[BASIN] > 0 > weights[LOSS]
+    assert {FUNNEL, SHARE} == set(weights.abs().topk(2).indices.tolist())
+    assert weights[FUNNEL] > 0.5 and weights[SHARE] > 0.5
     found = fitted.evaluate()
     assert found["entropy"] < 0.9 * found["entropy_of_rate"]
-    # at the optimum of Platt's two numbers the residuals have no mean and no slope
-    held = fitted.val
-    logit = fitted.model.logits(held.evidence).detach()
-    left = fitted.model(held.evidence) - held.right.float()
-    assert abs(float(left.mean())) < 5e-3 and abs(float((left * logit).mean())) < 1e-2
-    # the training rows are 'too sure', as those of a network that has seen them
-    assert fitted.model.scale.item() < 0.8 and found["calibration_error"] < 0.1
-
-
-def test_calibration_leaves_the_order_alone(fitted):
-    logit = fitted.model.logits(fitted.val.evidence).detach()
-    order = fitted.model(fitted.val.evidence)[logit.argsort()]
-    assert bool((order.diff() >= 0).all())
+    assert found["calibration_error"] < 0.1
+    # at the optimum of a logistic regression the residuals have no mean
+    seen = fitted.process
+    left = fitted.model(seen.evidence) - seen.right
+    assert abs(float(left.mean())) < 5e-3
 
 
 def test_a_table_of_another_kind_or_of_two_networks_is_refused(table, tmp_path):
     text = table.read_text()
-    (tmp_path / "a.csv").write_text(text.replace("basin_2", "bassin"))
-    with pytest.raises(ConfigError, match="lacks the column basin_2"):
+    (tmp_path / "a.csv").write_text(text.replace("funnel", "tunnel"))
+    with pytest.raises(ConfigError, match="lacks the column funnel"):
         read_pools(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text(text.replace("0123456789ab", "ba9876543210", 1))
     with pytest.raises(ConfigError, match="several networks"):
         read_pools(tmp_path / "b.csv")
-    (tmp_path / "c.csv").write_text(text.replace(",val,", ",test,"))
-    with pytest.raises(ConfigError, match="split val"):
+    (tmp_path / "c.csv").write_text(text.replace(",check,", ",test,"))
+    with pytest.raises(ConfigError, match="split check"):
         ConfidenceFit(torch.device("cpu"), str(tmp_path / "c.csv"))
 
 
@@ -203,12 +180,12 @@ def test_a_model_serves_its_own_network_only(tmp_path):
     assert load_confidence(network, "net-0123456789ab") is None
     made = model()
     made.belongs_to("0123456789abcdef")
-    save(confidence_path(network), Checkpoint(KIND, {}, made.state_dict()))
+    save(companion_path(network, KIND), Checkpoint(KIND, {}, made.state_dict()))
     loaded = load_confidence(network, "net-0123456789ab")
     x = torch.randn(4, len(EVIDENCE))
     assert torch.equal(loaded(x), made(x)) and loaded.name.startswith("net_confidence-")
     assert load_confidence(network, "net-ffffffffffff") is None
-    save(confidence_path(network), Checkpoint(KIND, {}, {"weight": torch.zeros(3)}))
+    save(companion_path(network, KIND), Checkpoint(KIND, {}, {"weight": torch.zeros(3)}))
     with pytest.raises(CheckpointError, match="train it anew"):
         load_confidence(network, "net-0123456789ab")
 
@@ -234,10 +211,11 @@ def test_confidence_ranks_among_sound_poses_and_score_can_be_asked_for(receptor,
 
 
 def test_without_a_judgement_a_model_or_a_single_site_the_column_is_empty(receptor, site):
-    docker = Docker.load(**TINY, judgement=0.0)
-    docker.confidence = model()
-    (found,) = docker.dock(receptor, [ligand("CCO")], site)
-    assert [row["confidence"] for row in found.rows] == [None] * len(found.rows)
+    for unasked in ("judgement", "preference"):
+        docker = Docker.load(**TINY, **{unasked: 0.0})
+        docker.confidence = model()
+        (found,) = docker.dock(receptor, [ligand("CCO")], site)
+        assert [row["confidence"] for row in found.rows] == [None] * len(found.rows)
     docker = Docker.load(**TINY)
     docker.confidence = model()
     (found,) = docker.dock(receptor, [ligand("CCO")], [site, site])
@@ -280,3 +258,4 @@ def test_pools_are_made_and_a_stopped_run_goes_on(tmp_path):
     assert pools_command.main(words) == 3 and (tmp_path / "pools.csv").read_text() == text
     assert pools_command.main([*words, "--manifest", "no.csv"]) == 2
     assert pools_command.main([*words, "stops=3"]) == 2
+    assert pools_command.main([*words, "--part", "moon"]) == 2

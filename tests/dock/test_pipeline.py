@@ -109,8 +109,9 @@ def test_without_a_model_the_score_is_the_energy(receptor, site):
 
 
 def test_the_model_charges_for_unlikely_poses(receptor, site):
-    (found,) = Docker.load(**TINY).dock(receptor, [ligand("CCO")], site)
-    (double,) = Docker.load(**TINY, judgement=20.0).dock(receptor, [ligand("CCO")], site)
+    alone = {**TINY, "preference": 0.0}
+    (found,) = Docker.load(**alone, judgement=10.0).dock(receptor, [ligand("CCO")], site)
+    (double,) = Docker.load(**alone, judgement=20.0).dock(receptor, [ligand("CCO")], site)
     charges = {row["energy"]: row["score"] - row["energy"] for row in found.rows}
     assert all(charge > 0 for charge in charges.values())
     for row in double.rows:
