@@ -300,7 +300,7 @@ class Docker:
         sites: Sequence[Site],
         pool: Pool,
     ) -> Opinion:
-        """What the source thinks of each pose, at its own site; nothing where nobody asks."""
+        """What the source thinks of each pose at its site; preferences above the site's mean."""
         opinion = Opinion.none(len(pool.coords))
         if not (self.settings.judgement or self.settings.preference):
             return opinion
@@ -308,8 +308,9 @@ class Docker:
             here = pool.site == number
             if bool(here.any()):
                 poses = Pose(pool.coords[here], ligand.graph.tree)
-                found = self.source.judge(receptor, ligand, site, poses)
-                opinion.loss[here], opinion.preference[here] = found
+                loss, preference = self.source.judge(receptor, ligand, site, poses)
+                opinion.loss[here] = loss
+                opinion.preference[here] = preference - preference.mean()
         return opinion
 
     def _at(
