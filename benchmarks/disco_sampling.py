@@ -31,9 +31,9 @@ from disco_toy import (
     energy_distance,
     load,
     points,
-    time_of,
 )
-from tables import spread
+from paths import walk
+from tables import additive, spread
 
 from bio_diffusion.diffusion.bridge import Bridge
 from bio_diffusion.diffusion.guidance import ClassifierFree
@@ -115,44 +115,13 @@ def distances(field, seed, reference, within):
     return out
 
 
-def curvature(field, seed, count=500, steps=50, dt=1e-3):
-    """Of Heun's paths: path over chord, and |T(a) - T(a - dt)| / |x(a) - x(a - dt)| along them.
-
-    T is the unit tangent of dx/da, a the noise, and x(a - dt) one Euler step away. Float64.
-    """
+def curvature(field, seed, count=500, steps=50):
+    """Of Heun's paths, float64; see `paths`."""
     cond = field.drawn(count, keyed_generator(seed, 16))
     if cond is not None:
         cond = cond._replace(z=cond.z.double())  # the exact field's
     x, times = start(seed, count).double(), karras(PROCESS, steps).double()
-
-    def pull(x, a):
-        t = torch.full((len(x),), time_of(a), dtype=torch.float64)
-        with torch.no_grad():
-            return (field.denoiser(x, t, cond) - x) / a
-
-    states = list(trajectory(PROCESS, field.denoiser, x, times, cond, step=Heun()))
-    path = sum((b - a).norm(dim=-1) for a, b in zip(states[:-1], states[1:], strict=True))
-    ratio = path / (states[-1] - states[0]).norm(dim=-1)
-    bends, levels = [], []
-    for t, x in zip(times[:-1], states[:-1], strict=True):
-        a = float(PROCESS.sigma(t))
-        if a < 0.02:
-            continue
-        step = pull(x, a)
-        there = pull(x + dt * step, a - dt)
-        turn = step / step.norm(dim=-1, keepdim=True) - there / there.norm(dim=-1, keepdim=True)
-        bends.append(turn.norm(dim=-1) / (dt * step.norm(dim=-1)))
-        levels.append(a)
-    bends = torch.stack(bends)
-    middle = bends.median(1).values
-    nearest = [min(range(len(levels)), key=lambda i: abs(levels[i] - s)) for s in LEVELS[:-1]]
-    return {
-        "ratio": float(ratio.mean()),
-        "ratio_90": float(ratio.quantile(0.9)),
-        "median": float(bends.median()),
-        "p90": float(bends.flatten().quantile(0.9)),
-        "by_level": [float(middle[i]) for i in nearest],
-    }
+    return walk(PROCESS, field.denoiser, x, times, cond).figures(LEVELS[:-1])
 
 
 def guided(field, seed, reference, within, steps=30):
@@ -243,19 +212,15 @@ def table(arguments):
         if "guided" not in runs[0]:
             continue
         for n in STEPS[:5]:
-            parts = {"latents": [], "grid": [], "sum": [], "both": []}
+            parts = []
             for run in runs:
-
-                def log(grid, which, n=n):
-                    return math.log(max(which[f"{grid} {n}"]["energy"], 1e-6))
-
-                none = base[run["seed"]]
-                zero = log("Karras", none)
-                parts["latents"].append(log("Karras", run["distances"]) - zero)
-                parts["grid"].append(log("adaptive", none) - zero)
-                parts["sum"].append(parts["latents"][-1] + parts["grid"][-1])
-                parts["both"].append(log("adaptive", run["distances"]) - zero)
-            print(f"| {arm} | {2 * n - 1} | {' | '.join(spread(v, 2) for v in parts.values())} |")
+                none, mine = base[run["seed"]], run["distances"]
+                four = (which[f"{grid} {n}"]["energy"] for which in (none, mine)
+                        for grid in ("Karras", "adaptive"))  # fmt: skip
+                zero, grid, latents, both = (max(value, 1e-6) for value in four)
+                parts.append(additive(zero, latents, grid, both))
+            columns = zip(*parts, strict=True)
+            print(f"| {arm} | {2 * n - 1} | {' | '.join(spread(v, 2) for v in columns)} |")
     print("\n## Coverage and width at 35 calls, Karras's grid\n")
     print("| model | least share / even | total variation of shares | strays, % | spread (0.2) "
           "| sliced Wasserstein-2 | multiplications a call + a draw of the prior |")  # fmt: skip

@@ -17,11 +17,17 @@ import diffdock_layers  # noqa: E402
 import dock_affinity  # noqa: E402
 import dock_quality  # noqa: E402
 import dock_vs_peers  # noqa: E402
+import image_disco  # noqa: E402
 import linear_images  # noqa: E402
 import linear_science  # noqa: E402
 import momentum  # noqa: E402
+import paths  # noqa: E402
+import tables  # noqa: E402
 
+from bio_diffusion.diffusion.gaussian import GaussianDiffusion  # noqa: E402
 from bio_diffusion.diffusion.linear_kernels import cld, malda, vpsde  # noqa: E402
+from bio_diffusion.diffusion.noise import EDM  # noqa: E402
+from bio_diffusion.diffusion.schedule import karras  # noqa: E402
 from bio_diffusion.dock.experiment import docking_process  # noqa: E402
 from bio_diffusion.dock.pose import Pose, rotation_matrix  # noqa: E402
 from tests.dock import networks  # noqa: E402
@@ -248,3 +254,40 @@ def test_scores_of_place_and_velocity_turn_with_the_complex():
     other = pilot(turned, t, score.encode(around, graph))
     for name in ("tr", "rot"):
         torch.testing.assert_close(other[name], plain[name] @ turn.T, rtol=1e-3, atol=1e-3)
+
+
+def test_curvature_is_that_of_a_normal_laws_flow():
+    """x_i(a) = b_i sqrt((c_i^2 + a^2) / (c_i^2 + A^2)): a plane curve with a known curvature."""
+    process, c2 = GaussianDiffusion(EDM(0.01, 10.0), sigma_data=1.0), torch.tensor([4.0, 0.04])
+
+    def exact(x_t, t, cond):
+        return x_t * c2 / (c2 + process.sigma(t)[:, None] ** 2)
+
+    begin = torch.tensor([[3.0, 5.0], [-8.0, 2.0]]).double()
+    found = paths.walk(process, exact, begin, karras(process, 400).double())
+    a2 = torch.tensor(found.levels).double()[:, None, None] ** 2
+    root = ((c2 + a2) / (c2 + 100)).sqrt()
+    first = begin * a2.sqrt() / ((c2 + a2) * (c2 + 100)).sqrt()
+    second = begin * c2 / ((c2 + 100).sqrt() * (c2 + a2) ** 1.5)
+    turn = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
+    wanted = turn.abs() / first.norm(dim=-1) ** 3
+    # one-sided differences over dt: at low noise they are off by dt / a of the curvature
+    torch.testing.assert_close(found.bends, wanted, rtol=0.06, atol=1e-6)
+    curve = begin * root
+    length = (curve[1:] - curve[:-1]).norm(dim=-1).sum(0)
+    ratio = length / (curve[-1] - curve[0]).norm(dim=-1)
+    torch.testing.assert_close(found.ratio, ratio, rtol=0.02, atol=0)
+
+
+def test_gains_add_when_their_ratios_multiply():
+    assert tables.additive(8.0, 4.0, 2.0, 1.0) == pytest.approx(
+        [-0.6931472, -1.3862944, -2.0794415, -2.0794415]
+    )
+
+
+def test_the_rival_at_equal_time_lies_between_its_calls():
+    drawn = {f"Karras {n}": {"distance": 100 / n} for n in (5, 7, 9, 11, 17, 21)}
+    run = {"drawn": {"none": drawn}}
+    for milliseconds in (9.0, 15.0, 16.5, 25.0, 63.0, 70.0):  # 3 a call
+        found = image_disco.at(run, "Karras", milliseconds, 3.0)
+        assert found == pytest.approx(300 / milliseconds)

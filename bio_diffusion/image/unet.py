@@ -214,7 +214,7 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.ask(pixels), key, value)
         )
-        if x.device.type == "cpu":  # whose backward pass is slow in bfloat16
+        if x.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose backward pass is slow
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(x.device.type, enabled=False):
             found = F.scaled_dot_product_attention(q, k, v)

@@ -99,6 +99,17 @@ def test_what_does_not_fit_is_said(wrong, said):
         UNet(1, 1, **{**SMALL, **wrong})
 
 
+def test_a_network_made_double_works_in_double():
+    model = noisy(ImageModel([1, 8, 8], network=SMALL, latents=LATENTS)).eval()
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.8])
+    cond = Latents(torch.eye(3)[torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])], torch.zeros(2).bool())
+    with torch.no_grad():
+        single = model.denoiser(x, t, cond)
+        double = model.double().denoiser(x.double(), t, cond._replace(z=cond.z.double()))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-5)
+
+
 def test_patches_must_divide_the_picture():
     with pytest.raises(ValueError, match="27 x 28"):
         ImageModel((1, 27, 28), network=SMALL)
