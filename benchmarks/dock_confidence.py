@@ -6,7 +6,7 @@ of the score were chosen on all of them, so "weights held out" fits the three an
 denoising, preference) to nine tenths of the protein clusters and ranks the other tenth.
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
-    python benchmarks/dock_confidence.py --pools test_unseen.csv
+    python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --vina vina_baseline.csv
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
 Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
@@ -18,12 +18,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import io
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,8 +86,10 @@ def reliability(chance: Tensor, right: Tensor) -> str:
     return "\n".join(lines)
 
 
-def of_pools(path: Path) -> None:
-    found, network = read_pools(path)
+def of_pools(paths: Sequence[Path], vina: Path | None) -> None:
+    tables = [read_pools(path) for path in paths]
+    found = {split: pools for table, _ in tables for split, pools in table.items()}
+    (network,) = {network for _, network in tables}
     model = load_confidence(SHIPPED, network)
     if model is None:
         raise SystemExit(f"the shipped confidence model does not belong to {network}")
@@ -93,9 +100,10 @@ def of_pools(path: Path) -> None:
     )
     for split, pools in found.items():
         rankings(f"{len(pools)} {split}", pools, model)
-    if {"fit", "check"} <= set(found):
-        both = joined(found["fit"], found["check"])
+    if len(found) > 1:
+        both = reduce(joined, found.values())
         rankings(f"all {len(both)}", both, model)
+    spent = reduce(operator.or_, map(cpu_seconds, paths))
     for split, pools in found.items():
         if split == "fit":
             continue
@@ -103,9 +111,40 @@ def of_pools(path: Path) -> None:
         print(
             f"\n{len(pools)} {split}: expected calibration error, ten bins, all candidates "
             f"{calibration_error(chance, pools.right):.3f}; first poses by confidence: "
-            f"valid {rate((~pools.top(chance, pools.failed)).numpy())}\n"
+            f"valid {rate((~pools.top(chance, pools.failed)).numpy())}; "
+            f"best of the ten shown {rate(shown(pools, chance).numpy())}; "
+            f"CPU s a complex, mean {sum(spent[i] for i in pools.ids) / len(pools):.1f}\n"
         )
         print(reliability(chance, pools.right))
+        if vina:
+            beside(vina, pools, chance)
+
+
+def shown(pools: Pools, chance: Tensor) -> Tensor:
+    """(C,) bool: is one of the ten first poses right, valid before not?"""
+    order = torch.where(pools.failed, chance - 1e6, chance).split(pools.sizes)
+    pairs = zip(order, pools.right.split(pools.sizes), strict=True)
+    return torch.stack([right[ranks.argsort(descending=True)[:10]].any() for ranks, right in pairs])
+
+
+def beside(path: Path, pools: Pools, chance: Tensor) -> None:
+    """First poses on the complexes that a table of `vina_baseline.py` has."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    theirs = {row["id"]: float(row["rmsd"]) < RIGHT for row in rows}
+    pairs = zip(pools.ids, pools.top(chance).tolist(), strict=True)
+    both = [(ours, theirs[key]) for key, ours in pairs if key in theirs]
+    if both:
+        ours, vinas = (np.array(side) for side in zip(*both, strict=True))
+        print(f"\n{len(both)} with Vina: {rate(ours)}, Vina {rate(vinas)}, "
+              f"p = {mcnemar(ours, vinas):.2g}")  # fmt: skip
+
+
+def cpu_seconds(path: Path) -> dict[str, float]:
+    """Of each complex of a table of pools."""
+    raw = path.read_bytes()
+    text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    return {r["id"]: float(r["cpu_s"]) for r in csv.DictReader(io.StringIO(text.decode()))}
 
 
 def joined(a: Pools, b: Pools) -> Pools:
@@ -165,13 +204,14 @@ def of_docked(path: Path, variant: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pools", type=Path, help="table of pools")
+    parser.add_argument("--pools", type=Path, nargs="+", help="tables of pools")
+    parser.add_argument("--vina", type=Path, help="table of vina_baseline.py, beside pools")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.pools:
-        of_pools(args.pools)
+        of_pools(args.pools, args.vina)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0

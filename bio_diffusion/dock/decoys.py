@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from bio_diffusion.command import Parser
-from bio_diffusion.files import InputError, one_line
+from bio_diffusion.files import InputError, one_line, replacing
 
-from .pools import in_order, known_site
+from .pools import complex_flags, in_order, known_site
 from .prepare import protein_file, read_ligand, read_manifest
 
 __all__ = ["main"]
@@ -47,10 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=(__doc__ or "").partition("FILE.safetensors\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of complexes")
-    parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
-    parser.add_argument("--split", required=True, help="the manifest's rows to search")
-    parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
+    complex_flags(parser)
     parser.add_argument("--out", type=Path, required=True, help="compact set to write")
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -60,12 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{args.out}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
 
 
 def _run(args: argparse.Namespace, ids: list[str]) -> int:
     from .dataset import CompactSet, write_compact
     from .pipeline import Docker
 
+    if not ids:
+        raise InputError("empty", f"{args.data}: its manifest has no row of {args.split}")
     parts = args.out.with_name(f"{args.out.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     docker = Docker.load("none", "cpu", starts=STARTS, rounds=ROUNDS, conformers=CONFORMERS)
@@ -78,13 +80,14 @@ def _run(args: argparse.Namespace, ids: list[str]) -> int:
             except InputError as error:
                 logger.warning("left out %s: %s", key, one_line(error))
                 continue
-            write_compact(part.with_suffix(".tmp"), [example])
-            part.with_suffix(".tmp").replace(part)
+            with replacing(part) as fresh:
+                write_compact(fresh, [example])
             logger.info("%s: %d poses", key, len(example.conformers))
         done.append(part)
     if not done:
         raise InputError("empty", f"{args.data}: no complex of the split could be searched")
-    write_compact(args.out, [CompactSet(part)[0] for part in done])
+    with replacing(args.out) as fresh:
+        write_compact(fresh, [CompactSet(part)[0] for part in done])
     shutil.rmtree(parts)
     return 3 if len(done) < len(ids) else 0
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .complex import Site
 
-__all__ = ["in_order", "known_site", "main"]
+__all__ = ["complex_flags", "in_order", "known_site", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=(__doc__ or "").partition("[key=value ...]\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of complexes")
-    parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
-    parser.add_argument("--split", required=True, help="the manifest's rows to dock")
+    complex_flags(parser)
     parser.add_argument("--part", help="of these, the rows with this test_part")
-    parser.add_argument("--sample", type=int, default=0, help="complexes to take (0: all)")
     parser.add_argument("--label", help="what to write as split (default: the split)")
     parser.add_argument("--checkpoint", help="network, by file or name (default: the usual one)")
     parser.add_argument("--out", type=Path, required=True, help="table to append to")
@@ -76,6 +73,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, ConfigError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def complex_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose complexes of a folder, see `in_order`."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of complexes")
+    parser.add_argument("--manifest", type=Path, help="CSV with id, split and cluster")
+    parser.add_argument("--split", required=True, help="the manifest's rows to take")
+    parser.add_argument("--sample", type=_count, default=0, help="complexes to take (0: all)")
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: less than none; 0 takes all")
+    return value
 
 
 def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:

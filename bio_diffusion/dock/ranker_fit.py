@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion.process import Noised
 from bio_diffusion.dock.dataset import CompactSet, Example, crop_radius
-from bio_diffusion.dock.experiment import find_data
 from bio_diffusion.dock.network import load_model
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.ranker import KIND, PoseRanker
 from bio_diffusion.dock.score_model import ScoreModel
 from bio_diffusion.dock.trunk import Complex
-from bio_diffusion.files import InputError
+from bio_diffusion.files import InputError, find_data
 
 __all__ = ["RankerFit"]
 
@@ -34,6 +33,7 @@ RIGHT, WRONG = 1.75, 2.5
 RIGHTS = 5
 
 _JITTER = 1.0
+_REMEDY = "make it with python -m bio_diffusion.dock.decoys"
 _SHARPNESS = 0.8  # mol/kcal: what the energy weighs beside f in training
 
 
@@ -162,11 +162,9 @@ class Choice(nn.Module):
 
 def _usable(name: str) -> list[Example]:
     """The complexes of a compact set of poses that have a right one and a wrong one."""
-    found = CompactSet(find_data(name))
+    found = CompactSet(find_data(name, _REMEDY))
     if not all("rmsd" in row and "energy" in row for row in found.rows):
-        raise InputError(
-            "format", f"{name}: holds no poses; make it with python -m bio_diffusion.dock.decoys"
-        )
+        raise InputError("format", f"{name}: holds no poses; {_REMEDY}")
     kept = [
         number
         for number, row in enumerate(found.rows)
