@@ -19,7 +19,7 @@ from bio_diffusion.design.pipeline import Designer
 from bio_diffusion.design.tokenizer import PAD, tokenizer_for
 from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.process import Noised, Source
-from bio_diffusion.diffusion.training import keyed_generator, stratified_times
+from bio_diffusion.diffusion.training import bfloat16, keyed_generator, stratified_times
 
 __all__ = ["Design", "DesignPredictor", "DesignValue"]
 
@@ -36,7 +36,7 @@ class _Sequences:
         process: uniform, absorbing or autoregressive.
         properties: column -> names of its classes, or quantiles at which to cut its numbers.
         batch: B.
-        bf16: multiply in bfloat16; losses stay in float32.
+        bf16: multiply in bfloat16 where the device is built for it; losses stay in float32.
         seed: order of the data.
     """
 
@@ -73,7 +73,7 @@ class _Sequences:
             yield x_0.to(self.device), labels.to(self.device)
 
     def _fast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        return bfloat16(self.device, self.bf16)
 
     def _held_out(self, rows: int = 2048, size: int = 256) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Held-out batches, the same at every evaluation."""
@@ -267,7 +267,7 @@ class DesignValue(_Predicting):
         data: another table than the generator's, with the same columns; its own when empty.
         batch: B.
         lr: learning rate of AdamW.
-        bf16: multiply in bfloat16; losses stay in float32.
+        bf16: multiply in bfloat16 where the device is built for it; losses stay in float32.
         seed: order of the data.
 
     Raises:

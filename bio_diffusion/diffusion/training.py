@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from bio_diffusion.diffusion.process import Denoiser, Process, State
 
-__all__ = ["EMA", "NonFiniteLoss", "Step", "fit", "keyed_generator", "stratified_times"]
+__all__ = [
+    "EMA",
+    "NonFiniteLoss",
+    "Step",
+    "bfloat16",
+    "fit",
+    "keyed_generator",
+    "stratified_times",
+]
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +256,19 @@ def fit(
                 "learning rate, clip the gradient harder, or look for bad input; the weights are "
                 "those of before"
             )
+
+
+def bfloat16(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """A context that multiplies in bfloat16 where that is wanted and the device is built for it.
+
+    A processor without such units works it out in software, ten times as long as in float32.
+    """
+    if device.type == "cuda":
+        built = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+        built = any(known.get(units, False) for units in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and built)
 
 
 def _loss(

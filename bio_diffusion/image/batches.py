@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bio_diffusion.config import ConfigError
-from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.diffusion.training import bfloat16, keyed_generator
 from bio_diffusion.image.dataset import open_pictures
 
 __all__ = ["Batches"]
@@ -53,8 +52,6 @@ class Batches:
                 pixels = torch.where(turned[:, None, None, None], pixels.flip(-1), pixels)
             yield pixels.to(self.device), index, generator
 
-    @contextmanager
-    def fast(self) -> Iterator[None]:
-        """Multiplications in bfloat16, where that was asked for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            yield
+    def fast(self) -> torch.autocast:
+        """Multiplications in bfloat16, where that was asked for and is fast."""
+        return bfloat16(self.device, self.bf16)

@@ -43,7 +43,8 @@ class Images(Batches):
         hide: share of pictures whose latents are hidden in training.
         bonus: weight of `collapse.balanced`, for even use of the codes.
         flip: mirror pictures at random.
-        bf16: multiply in bfloat16 in the U-Net; losses and the encoder stay in float32.
+        bf16: multiply in bfloat16 in the U-Net, where the device is built for it; losses and the
+            encoder stay in float32.
         seed: order of the data.
     """
 

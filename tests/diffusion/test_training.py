@@ -15,6 +15,7 @@ from bio_diffusion.diffusion.noise import EDM
 from bio_diffusion.diffusion.training import (
     EMA,
     NonFiniteLoss,
+    bfloat16,
     fit,
     keyed_generator,
     stratified_times,
@@ -237,3 +238,18 @@ def test_two_processes_train_one_model(tmp_path):
     assert own_0 != own_1
     start = world(seed=0)[1].state_dict()
     assert any(not torch.equal(one[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize(
+    ("units", "wanted", "dtype"),
+    [
+        ({"avx512_bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": True}, False, torch.float32),
+        ({"avx512_bf16": False, "avx2": True}, True, torch.float32),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, units, wanted, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    x = torch.ones(2, 2)
+    with bfloat16(x.device, wanted):
+        assert (x @ x).dtype == dtype
