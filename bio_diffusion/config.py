@@ -23,6 +23,7 @@ from typing import Any
 from bio_diffusion import yaml12
 
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+_OPEN = "???"  # what a file leaves to its user
 _LARGEST_FILE = 1 << 20  # bytes; a configuration is short
 
 # kind -> name -> what builds it, "module:attribute" until its first use
@@ -181,8 +182,8 @@ def build(kind: str, spec: Mapping[str, Any], **given: Any) -> Any:
         given: further arguments that no configuration holds (a device, a module).
 
     Raises:
-        ConfigError: for an unknown name or argument, a missing argument, or a `_target_` anywhere
-            in `spec`.
+        ConfigError: for an unknown name or argument, a missing argument or one left at `???`, or a
+            `_target_` anywhere in `spec`.
     """
     _refuse_targets(spec, "")
     arguments = dict(spec)
@@ -199,6 +200,9 @@ def build(kind: str, spec: Mapping[str, Any], **given: Any) -> Any:
         for key in arguments:
             if key not in accepted:
                 raise ConfigError(f"{kind} {name!r} has no argument {key!r}{_near(key, accepted)}")
+    for key, value in arguments.items():
+        if value == _OPEN:
+            raise ConfigError(f"{kind}.{key} is not set yet: add {kind}.{key}=...")
     try:
         inspect.signature(target).bind(**arguments, **given)
     except TypeError as error:

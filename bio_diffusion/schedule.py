@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bio_diffusion.command import Parser
 
@@ -89,10 +89,18 @@ def fit(
         curve = grids.measure(probe, length, intervals)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    loaded = checkpoint.load(path, kind)
-    info = {**loaded.info, "grid": {"length": length, "probes": probes, "intervals": intervals}}
-    fitted = replace(loaded, grid=curve.to_dict(), info=info)
-    return curve, checkpoint.save(out or path, fitted)
+    told = {"length": length, "probes": probes, "intervals": intervals}
+    return curve, _put(curve, told, path, out or path)
+
+
+def _put(curve: "Curve", told: Mapping[str, Any], path: Path, out: Path) -> str:
+    """Writes the model in `path` with a grid to `out`, as precise as it was; gives the sha256."""
+    from bio_diffusion import checkpoint
+
+    header = checkpoint.header(path)
+    model = checkpoint.load(path, header["kind"])
+    model = replace(model, grid=curve.to_dict(), info={**model.info, "grid": told})
+    return checkpoint.save(out, model, half=bool(header["dtypes"]))
 
 
 # --- grids in files ------------------------------------------------------------------------------
@@ -183,10 +191,8 @@ def _set(args: argparse.Namespace) -> Iterator[str]:
 
     model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
     curve = read_grid(args.grid, model)
-    info = {**model.info, "grid": {"length": "from a file"}}
     path = args.out or args.model
-    sha256 = checkpoint.save(path, replace(model, grid=curve.to_dict(), info=info))
-    yield f"{path} sha256 {sha256}"
+    yield f"{path} sha256 {_put(curve, {'length': 'from a file'}, args.model, path)}"
 
 
 def _knots(curve: "Curve", steps: int) -> str:

@@ -219,6 +219,9 @@ def test_build_by_name():
     assert config.names("toy kind") == ("box", "lazy")
     assert "did you mean 'box'" in message(build, "toy kind", {"name": "bax"})
     assert "did you mean 'width'" in message(build, "toy kind", {"name": "box", "widht": 2})
+    assert "toy kind.width is not set" in message(
+        build, "toy kind", {"name": "box", "width": "???"}
+    )
     assert "missing a required argument: 'width'" in message(build, "toy kind", {"name": "box"})
     assert "_target_" in message(build, "toy kind", {"_target_": "os.system"})
     assert "_target_" in message(build, "toy kind", {"name": "box", "width": [{"_target_": "x"}]})

@@ -52,6 +52,16 @@ def test_every_named_length_is_known_to_some_process():
         assert found
 
 
+def test_a_model_in_half_precision_stays_so(model, tmp_path):
+    small, grid, out = (tmp_path / name for name in ("small", "grid.json", "out"))
+    checkpoint.export(model, small)
+    grid.write_text('{"knots": [1, 0.5, 0]}')
+    assert run("set", "--grid", grid, "--model", small, "--out", out) == 0
+    assert checkpoint.header(out)["dtypes"] == checkpoint.header(small)["dtypes"] != {}
+    kept, former = (checkpoint.load(file, "toy").best for file in (out, small))
+    assert all(torch.equal(kept[name], former[name]) for name in former)
+
+
 def test_fit_keeps_the_curve_and_show_prints_it(model, capsys):
     words = ["--model", model, "--steps", 5]
     assert run("fit", *words, "--length", "mixture", "--probes", 64, "--intervals", 12) == 0
