@@ -201,9 +201,8 @@ def table(args: argparse.Namespace) -> int:
     ours = args.run / "ours.csv"
     rows = dock_quality.read([ours] if ours.exists() else [])
     for level in args.exhaustiveness:
-        rows += vina_rows(
-            args.run / f"vina_{level}.csv", args.run / f"vina_poses_{level}", args.data
-        )
+        if (vina := args.run / f"vina_{level}.csv").exists():
+            rows += vina_rows(vina, args.run / f"vina_poses_{level}", args.data)
     print(render(points(rows)))
     return 0
 

@@ -266,7 +266,8 @@ def bfloat16(device: torch.device, wanted: bool = True) -> torch.autocast:
     if device.type == "cuda":
         built = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+        tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+        known = tell()  # of older versions, nothing
         built = any(known.get(units, False) for units in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and built)
 
