@@ -34,6 +34,8 @@ def usual_length(process: Process) -> str:
 
     if isinstance(process, Tokens):
         return "unmasking" if isinstance(process, Absorbing) else "path"
+    if not isinstance(process, Brownian):
+        return "corrector"
     return "truncation" if isinstance(process, GaussianDiffusion) else "velocity"
 
 

@@ -194,8 +194,9 @@ class LinearDiffusion(Process):
         start[0] = self.sigma_data**2
         return Sigma + (E * start) @ E.mT
 
+    @torch.no_grad()
     def level(self, t: Tensor) -> Tensor:
-        """det(Lambda_t)^(1 / 2K), one noise level that rises with t; (B,) float64."""
+        """det(Lambda_t)^(1 / 2K), one noise level that rises with t; (B,) float64, for grids."""
         _, _, L = self.between(torch.zeros_like(t), t)
         log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return ((log_det - self.clock.tau(t) * self.recipe.A.trace()) / self.variables).exp()

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ from torch import Tensor
 from bio_diffusion.diffusion.categorical import Tokens
 from bio_diffusion.diffusion.lengths import Length
 from bio_diffusion.diffusion.process import (
-    Brownian,
     Denoiser,
     Source,
     State,
@@ -55,6 +54,12 @@ __all__ = [
 
 
 # --- fixed grids ---------------------------------------------------------------------------------
+
+
+class HasLevel(Protocol):
+    """A process with one noise level that rises with t: Brownian ones, and multivariate ones."""
+
+    def level(self, t: Tensor) -> Tensor: ...
 
 
 def uniform(n: int) -> Tensor:
@@ -80,12 +85,12 @@ def quarter(n: int) -> Tensor:
     return times
 
 
-def log_snr(process: Brownian, n: int, t_min: float | None = None) -> Tensor:
+def log_snr(process: HasLevel, n: int, t_min: float | None = None) -> Tensor:
     """Even in the logarithm of the noise level (geometric)."""
     return _between(process, n, torch.log, torch.exp, t_min)
 
 
-def karras(process: Brownian, n: int, rho: float = 7.0, t_min: float | None = None) -> Tensor:
+def karras(process: HasLevel, n: int, rho: float = 7.0, t_min: float | None = None) -> Tensor:
     """Even in level^(1 / rho): denser at low noise as rho grows, geometric as rho -> infinity.
 
     Source: Karras et al. 2022, Eq. 5.
@@ -93,7 +98,7 @@ def karras(process: Brownian, n: int, rho: float = 7.0, t_min: float | None = No
     return _between(process, n, lambda a: a ** (1 / rho), lambda x: x**rho, t_min)
 
 
-def cosine(process: Brownian, n: int, scale: float = 1.0, t_min: float | None = None) -> Tensor:
+def cosine(process: HasLevel, n: int, scale: float = 1.0, t_min: float | None = None) -> Tensor:
     """Even in arctan(level / scale); with the data's standard deviation as scale, the best grid
     for the probability flow of a Gaussian.
 
@@ -105,7 +110,7 @@ def cosine(process: Brownian, n: int, scale: float = 1.0, t_min: float | None = 
 
 
 def _between(
-    process: Brownian,
+    process: HasLevel,
     n: int,
     forth: Callable[[Tensor], Tensor],
     back: Callable[[Tensor], Tensor],
@@ -121,12 +126,12 @@ def _between(
     return times.to(torch.get_default_dtype())
 
 
-def _lowest(process: Brownian) -> float:
+def _lowest(process: HasLevel) -> float:
     """The lowest time that has noise: 0 where the clock starts above zero, else 0.001."""
     return 0.0 if float(process.level(torch.zeros(1, dtype=torch.float64))) > 0 else 1e-3
 
 
-def times_at(process: Brownian, level: Tensor) -> Tensor:
+def times_at(process: HasLevel, level: Tensor) -> Tensor:
     """Times at which the process has the given noise levels, by bisection; float64."""
     low, high = torch.zeros_like(level), torch.ones_like(level)
     for _ in range(60):

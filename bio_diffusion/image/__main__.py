@@ -50,7 +50,7 @@ def _what(sub: argparse.ArgumentParser, verb: str) -> None:
     )
     sub.add_argument("--n", metavar="N", type=int, help=f"how many pictures to draw ({usual})")
     sub.add_argument(
-        "--steps", metavar="N", type=int, help="steps of the sampler (18; for tokens 64)"
+        "--steps", metavar="N", type=int, help="of the sampler (18; tokens, multivariate 64)"
     )
     sub.add_argument(
         "--schedule",
@@ -59,8 +59,9 @@ def _what(sub: argparse.ArgumentParser, verb: str) -> None:
     )
     sub.add_argument(
         "--sampler",
-        choices=("heun", "euler", "ancestral"),
-        help="heun: two network calls a step (default); euler, ancestral: one (tokens: ancestral)",
+        choices=("heun", "euler", "ancestral", "flow", "sscs", "em"),
+        help="heun: two network calls a step (default); euler, ancestral: one. Tokens: ancestral; "
+        "multivariate: ancestral (default), flow, sscs, em",
     )
     sub.add_argument(
         "--guidance", metavar="W", type=float, help="away from hidden latents, by W (0)"

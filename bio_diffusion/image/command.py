@@ -41,12 +41,11 @@ class _Run:
         self.options, self.measures = options, options.verb == "evaluate"
         self.place = Path(options.out or f"image-results/{options.verb}")
         self.sampler = sampler = ImageSampler.load(options.model or "mnist", options.device)
-        discrete = sampler.model.discrete
         self.settings: dict[str, Any] = {
             "verb": options.verb,
             "model": options.model or "mnist",
             "n": _or(options.n, 1000 if self.measures else 64),
-            "steps": _or(options.steps, 64 if discrete else 18),
+            "steps": _or(options.steps, sampler.steps),
             "schedule": options.schedule or sampler.usual_schedule,
             "sampler": options.sampler or sampler.samplers[0],
             "guidance": _or(options.guidance, 0.0),

@@ -30,21 +30,21 @@ class Images(Batches):
         device: where to train.
         data: of `open_pictures`.
         shape: (C, H, W) of the pictures.
-        process: gaussian, uniform or absorbing.
+        process: of `model.PROCESSES`.
         levels: grey levels of tokens.
         network: arguments of `UNet`.
         latents: arguments of `PictureEncoder`; none without.
         batch: B.
         lr: learning rate of AdamW.
-        noise: mean and standard deviation of ln sigma in training.
+        noise: mean and standard deviation of ln sigma in training, of the Gaussian process.
         sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
         tau: temperature of the latents' relaxation.
         hard: one-hot latents in training, with gradients of the soft ones.
         hide: share of pictures whose latents are hidden in training.
         bonus: weight of `collapse.balanced`, for even use of the codes.
         flip: mirror pictures at random.
-        bf16: multiply in bfloat16 in the U-Net, where the device is built for it; losses and the
-            encoder stay in float32.
+        bf16: multiply in bfloat16 in the U-Net, where the device is built for it; losses, the
+            encoder and multivariate processes, whose kernels need it, stay in float32.
         seed: order of the data.
     """
 
@@ -78,14 +78,15 @@ class Images(Batches):
             device
         )
         self.module: nn.Module = self.model
+        self.bf16 = bf16 and not self.model.multivariate
         self.process = self.model.process
         self.quantile = self.model.times_of(*noise)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
         """States, and the clean pictures in [-1, 1] that latents are read from."""
-        for pixels, _, _ in self.drawn(start, rank):
-            yield self.model.state(pixels), pixels.float() / 127.5 - 1
+        for pixels, _, generator in self.drawn(start, rank):
+            yield self.model.state(pixels, generator), pixels.float() / 127.5 - 1
 
     def condition(
         self, x_0: Tensor, pictures: Tensor, generator: torch.Generator
@@ -114,7 +115,7 @@ class Images(Batches):
         logits: list[Tensor] = []
         for number, index in enumerate(chosen.split(256)):
             pixels = self.val.x[index].to(self.device)
-            x_0 = self.model.state(pixels)
+            x_0 = self.model.state(pixels, keyed_generator(number, 3))
             u = stratified_times(len(x_0), keyed_generator(number), self.quantile)
             noised = self.model.process.perturb(x_0, u.to(self.device), keyed_generator(number, 1))
             thirds = (3 * stratified_times(len(x_0), keyed_generator(number))).long().clamp(max=2)

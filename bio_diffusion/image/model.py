@@ -3,10 +3,15 @@
     gaussian              pictures in [-1, 1] under EDM noise; the U-Net preconditioned to D
     uniform, absorbing    grey levels 0..V-1 as tokens (UDLM, MDLM); the U-Net gives a mean and a
                           width for each site, binned over the V levels (truncated logistic)
+    vpsde, cld, alda,     pictures in [-1, 1], pixels made continuous by even noise, together with
+    malda, learned-2, -3  auxiliary variables as further channels; the U-Net preconditioned to the
+                          noise. Those that are learned learn Q and D with the network
 
-Shapes: B batch, C channels, H, W pixels, L = C H W sites, V levels, m latents, K codes.
+Shapes: B batch, C channels, H, W pixels, L = C H W sites, V levels, m latents, K codes, and of
+multivariate processes K variables.
 
-Source: Karras et al. 2022; Schiff et al. 2025 and Campbell et al. 2022 (the head).
+Source: Karras et al. 2022; Schiff et al. 2025 and Campbell et al. 2022 (the head); Singhal et al.
+    2023 (multivariate processes).
 """
 
 from __future__ import annotations
@@ -22,14 +27,23 @@ from bio_diffusion.checkpoint import Checkpoint
 from bio_diffusion.diffusion.categorical import Absorbing, Tokens, Uniform
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion, Preconditioned
 from bio_diffusion.diffusion.latents import CausalPrior, Latents
+from bio_diffusion.diffusion.linear import LinearDiffusion
+from bio_diffusion.diffusion.linear_kernels import Recipe, alda, cld, malda, vpsde
+from bio_diffusion.diffusion.linear_learned import LearnedDiffusion, NoisePrediction
 from bio_diffusion.diffusion.noise import EDM
+from bio_diffusion.diffusion.process import Source, uniform
 from bio_diffusion.image.latents import PictureEncoder
 from bio_diffusion.image.unet import UNet
 
 __all__ = ["ARGUMENTS", "PROCESSES", "ImageModel", "restored", "truncated_logistic"]
 
 TOKENS: dict[str, type[Tokens]] = {"uniform": Uniform, "absorbing": Absorbing}
-PROCESSES = ("gaussian", *TOKENS)
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "vpsde": vpsde, "cld": cld, "alda": alda, "malda": malda,
+}  # fmt: skip
+LEARNED = {"learned-2": 2, "learned-3": 3}
+MULTIVARIATE = (*RECIPES, *LEARNED)
+PROCESSES = ("gaussian", *TOKENS, *MULTIVARIATE)
 ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data")
 """Of `ImageModel`, by which settings hold them in every experiment that trains one."""
 SIGMA_DATA = 1.0
@@ -42,8 +56,8 @@ class ImageModel(nn.Module):
 
     Args:
         shape: (C, H, W).
-        process: gaussian, uniform or absorbing.
-        levels: V, of tokens; pixels of the Gaussian process always have 256.
+        process: of `PROCESSES`.
+        levels: V, of tokens; pixels of the other processes always have 256.
         network: arguments of `UNet`.
         latents: arguments of `PictureEncoder`, and `hierarchical`; none without.
         prior: arguments of `CausalPrior`; None until one has been fitted.
@@ -67,7 +81,7 @@ class ImageModel(nn.Module):
         if process not in PROCESSES:
             raise ValueError(f"no process is called {process!r}; there are {', '.join(PROCESSES)}")
         self.shape = C, H, W = tuple(shape)
-        self.levels = 256 if process == "gaussian" else levels
+        self.levels = levels if process in TOKENS else 256
         given = dict(latents or {})
         hierarchical = bool(given.pop("hierarchical", False))
         self.encoder = PictureEncoder(self.shape, **given) if given else None
@@ -77,11 +91,16 @@ class ImageModel(nn.Module):
         patch = size.get("patch", 1)
         if H % patch or W % patch:
             raise ValueError(f"pictures of {H} x {W} pixels do not divide into patches of {patch}")
-        self.process: GaussianDiffusion | Tokens
+        self.process: GaussianDiffusion | Tokens | LinearDiffusion
         self.denoiser: nn.Module
         if process == "gaussian":
             self.process = GaussianDiffusion(EDM(), sigma_data=sigma_data)
             self.denoiser = Preconditioned(UNet(C, C, **size), self.process)
+        elif process in MULTIVARIATE:
+            self.process = multivariate(process, sigma_data)
+            channels = C * self.process.variables
+            lifted = VariablesAsChannels(UNet(channels, channels, **size))
+            self.denoiser = NoisePrediction(lifted, self.process)
         else:
             self.process = TOKENS[process](levels)
             self.denoiser = TokenDenoiser(UNet(2 * C, 2 * C, **size), self.process, self.shape)
@@ -91,17 +110,33 @@ class ImageModel(nn.Module):
     def discrete(self) -> bool:
         return isinstance(self.process, Tokens)
 
-    def state(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (B, C, H, W) as the process takes them."""
+    @property
+    def multivariate(self) -> bool:
+        return isinstance(self.process, LinearDiffusion)
+
+    def state(self, pixels: Tensor, generator: Source = None) -> Tensor:
+        """uint8 pixels (B, C, H, W) as the process takes them.
+
+        Under a multivariate one what makes pixels continuous and the auxiliaries are drawn.
+        """
         if self.discrete:
             return (pixels.flatten(1).long() * self.levels) // 256
+        if isinstance(self.process, LinearDiffusion):
+            return self.process.lift(self.continuous(pixels, generator), generator)
         return pixels.float() / 127.5 - 1
+
+    def continuous(self, pixels: Tensor, generator: Source = None) -> Tensor:
+        """Pixels in [-1, 1] whose density is worth, a picture, the chance of the 256 levels."""
+        known = pixels.float()
+        return (known + uniform(known.shape, generator, known)) / 128 - 1
 
     def pixels(self, state: Tensor) -> Tensor:
         """uint8 pixels (B, C, H, W) of a state; token v becomes the v-th of V even greys."""
         if self.discrete:
             grey = (state.double() * (255 / (self.levels - 1))).round()
             return grey.to(torch.uint8).unflatten(1, self.shape)
+        if self.multivariate:
+            return ((state[:, 0].double() + 1) * 128).floor().clamp(0, 255).to(torch.uint8)
         return ((state.double() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def like(self, count: int) -> Tensor:
@@ -109,12 +144,15 @@ class ImageModel(nn.Module):
         return self.state(torch.zeros(count, *self.shape, dtype=torch.uint8))
 
     def times_of(self, mean: float, std: float) -> Callable[[Tensor], Tensor] | None:
-        """Quantile function of training times with ln sigma ~ N(mean, std^2); None for tokens.
+        """Quantile function of training times with ln sigma ~ N(mean, std^2); None for tokens, and
+        that of the bound for multivariate processes.
 
         Source: Karras et al. 2022, Table 1 (-1.2 and 1.2, for data of width 0.5).
         """
         if self.discrete:
             return None
+        if isinstance(self.process, LinearDiffusion):
+            return self.process.quantile
         noise = self.process.schedule
         assert isinstance(noise, EDM)
         low, high = (s ** (1 / noise.rho) for s in (noise.sigma_min, noise.sigma_max))
@@ -124,6 +162,24 @@ class ImageModel(nn.Module):
             return (((log_sigma / noise.rho).exp() - low) / (high - low)).clamp(0, 1).to(u)
 
         return quantile
+
+
+def multivariate(name: str, sigma_data: float) -> LinearDiffusion:
+    """A process of `MULTIVARIATE`, its slowest mode at rate 1."""
+    if name in LEARNED:
+        return LearnedDiffusion(LEARNED[name], sigma_data=sigma_data)
+    return LinearDiffusion(RECIPES[name](), rate=1.0, sigma_data=sigma_data)
+
+
+class VariablesAsChannels(nn.Module):
+    """A network of states (B, K, C, H, W), told ln tau, by one of pictures of K C channels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Latents | None = None) -> Tensor:
+        return self.network(x.flatten(1, 2), noise / 8, cond).unflatten(1, x.shape[1:3])
 
 
 class TokenDenoiser(nn.Module):

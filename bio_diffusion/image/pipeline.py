@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,24 +26,48 @@ from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.guidance import ClassifierFree
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, sample_prior
 from bio_diffusion.diffusion.likelihood import gaussian_bound, token_bound
+from bio_diffusion.diffusion.linear import LinearDiffusion
+from bio_diffusion.diffusion.linear_likelihood import bits_per_dim, bound
+from bio_diffusion.diffusion.linear_steps import EulerMaruyama, ProbabilityFlow, SymmetricSplitting
 from bio_diffusion.diffusion.process import Guidance, evaluating
 from bio_diffusion.diffusion.sampling import Heun, Reverse, Step, sample
 from bio_diffusion.diffusion.schedule import cosine, karras, log_snr, sine, uniform
-from bio_diffusion.diffusion.training import keyed_generator
+from bio_diffusion.diffusion.training import keyed_generator, keyed_seed
 from bio_diffusion.grids import kept
 from bio_diffusion.image.dataset import open_pictures
 from bio_diffusion.image.metrics import Classifier
-from bio_diffusion.image.model import restored
+from bio_diffusion.image.model import ImageModel, restored
 
 __all__ = ["ImageSampler", "load_classifier", "schedule_probe"]
 
 CHUNK = 32
-# for tensors and for tokens, the usual one first
-SAMPLERS = (("heun", "euler", "ancestral"), ("ancestral",))
-SCHEDULES = (
-    ("karras", "logsnr", "cosine", "uniform", "adaptive"),
-    ("uniform", "sine", "adaptive"),
-)
+
+
+class Family(NamedTuple):
+    """What is used with a kind of process: samplers and time grids, the usual one first, and how
+    many steps unless told (a fitted grid comes before the usual one)."""
+
+    samplers: tuple[str, ...]
+    schedules: tuple[str, ...]
+    steps: int
+
+    @classmethod
+    def of(cls, model: ImageModel) -> Family:
+        if model.discrete:
+            return cls(("ancestral",), ("uniform", "sine", "adaptive"), 64)
+        if model.multivariate:
+            named = ("ancestral", *STEPS)
+            return cls(named, ("karras", "logsnr", "uniform", "adaptive"), 64)
+        grids = ("karras", "logsnr", "cosine", "uniform", "adaptive")
+        return cls(("heun", "euler", "ancestral"), grids, 18)
+
+
+# of multivariate processes, beside the ancestral one
+STEPS: dict[str, Step] = {
+    "flow": ProbabilityFlow(),
+    "sscs": SymmetricSplitting(),
+    "em": EulerMaruyama(),
+}
 
 
 class ImageSampler:
@@ -53,6 +77,7 @@ class ImageSampler:
         model: network, process and what belongs to its latents.
         samplers: that it has, the usual one first.
         schedules: that it may have, the usual one first (an adaptive one comes before it).
+        steps: that are taken unless told.
         curve: the fitted time grid, or None.
         sha256: of the model's file.
     """
@@ -62,10 +87,7 @@ class ImageSampler:
         self.path, self.name, self.device, self.sha256 = path, path.stem, device, loaded.sha256
         self.data: str = loaded.config["experiment"]["data"]
         self.model = restored(loaded).to(device)
-        self.samplers, self.schedules = (
-            SAMPLERS[self.model.discrete],
-            SCHEDULES[self.model.discrete],
-        )
+        self.samplers, self.schedules, self.steps = Family.of(self.model)
         self.curve = kept(loaded)
 
     @classmethod
@@ -108,7 +130,7 @@ class ImageSampler:
             return self.curve.knots(steps)
         if schedule in ("uniform", "sine"):
             return {"uniform": uniform, "sine": sine}[schedule](steps)
-        assert isinstance(process, GaussianDiffusion)
+        assert isinstance(process, GaussianDiffusion | LinearDiffusion)
         if schedule == "cosine":
             return cosine(process, steps, process.sigma_data)
         return karras(process, steps) if schedule == "karras" else log_snr(process, steps)
@@ -169,14 +191,15 @@ class ImageSampler:
         process = self.model.process
         if isinstance(process, GaussianDiffusion):
             process.bridge = Bridge(eta=1.0 if sampler == "ancestral" else 0.0)
+        step: Step = {"heun": Heun(), **STEPS}.get(sampler, Reverse())
         if not guidance:
-            return (Heun() if sampler == "heun" else Reverse()), []
+            return step, []
         if self.model.encoder is None:
             raise ValueError(f"the model {self.name} has no latents to guide on; leave --guidance")
-        if sampler == "heun":
-            raise ValueError("guidance goes with --sampler euler or ancestral, not with heun")
+        if not isinstance(step, Reverse):
+            raise ValueError(f"guidance goes with --sampler euler or ancestral, not with {sampler}")
         guide = ClassifierFree(process, self.model.denoiser, guidance, Latents.hidden)
-        return Reverse(), [guide]
+        return step, [guide]
 
     def check_prior(self) -> None:
         """Raises: ValueError if the model has latents and no prior to draw them from."""
@@ -214,13 +237,19 @@ class ImageSampler:
             seed: of all randomness.
             latents: encoder, or null to hide them.
         """
-        process, found = self.model.process, []
+        process, found, d = self.model.process, [], math.prod(self.shape)
         values = torch.arange(256, device=self.device) / 127.5 - 1
         with evaluating(self.model):
             for number, part in enumerate(pixels.split(CHUNK)):
                 rows = [keyed_generator(seed, number, row) for row in range(len(part))]
-                x_0 = self.model.state(part).to(self.device)
                 cond, nats = self._encoded(part, rows, latents)
+                if isinstance(process, LinearDiffusion):
+                    x = self.model.continuous(part.to(self.device), rows)
+                    key = keyed_seed(seed, number, "bound")
+                    told = bound(process, self.model.denoiser, x, cond, draws, key)
+                    found.append((bits_per_dim(told - nats, d, d * math.log(2), 256)).cpu())
+                    continue
+                x_0 = self.model.state(part).to(self.device)
                 if isinstance(process, Tokens):
                     told = token_bound(
                         process, self.model.denoiser, x_0, cond, draws, generator=rows
@@ -230,7 +259,7 @@ class ImageSampler:
                     nats = nats + gaussian_bound(
                         process, self.model.denoiser, x_0, values, cond, draws, rows
                     )
-                found.append((nats / (math.log(2) * math.prod(self.shape))).cpu())
+                found.append((nats / (math.log(2) * d)).cpu())
         return torch.cat(found)
 
     def _encoded(
@@ -273,5 +302,5 @@ def schedule_probe(path: Path, probes: int) -> tuple[Any, Any, Any]:
         rows = [keyed_generator(0, number, row) for row in range(len(part))]
         with evaluating(found.model):
             cond, _ = found._encoded(pictures.x[part], rows, "encoder")
-        batches.append((found.model.state(pictures.x[part]), cond))
+        batches.append((found.model.state(pictures.x[part], rows), cond))
     return found.model.process, found.model.denoiser, batches

@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
     save(path / "gaussian.safetensors", settings(data))
     save(path / "uniform.safetensors", settings(data, "uniform"))
     save(path / "absorbing.safetensors", settings(data, "absorbing"))
+    save(path / "malda.safetensors", settings(data, "malda"))
     save(path / "disco.safetensors", settings(data, latents=LATENTS, prior={"width": 8}))
     save(path / "unfinished.safetensors", settings(data, latents=LATENTS))
     return path
@@ -61,7 +62,7 @@ def told(out):
     return json.loads((out / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("model", ["gaussian", "uniform", "absorbing", "disco"])
+@pytest.mark.parametrize("model", ["gaussian", "uniform", "absorbing", "malda", "disco"])
 def test_sample_writes_pictures_a_grid_and_a_summary(folder, tmp_path, model):
     assert draw(folder, tmp_path / "out", "--n", "5", model=model) == 0
     found = np.load(tmp_path / "out" / "samples.npy")
@@ -76,6 +77,18 @@ def test_sample_writes_pictures_a_grid_and_a_summary(folder, tmp_path, model):
     assert summary["network_calls"] == (3 if model in ("gaussian", "disco") else 2)
     config = (tmp_path / "out" / "config.yaml").read_text()
     assert "steps: 2" in config and "schedule: " in config
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "flow", "sscs", "em"])
+def test_multivariate_models_are_drawn_from_and_fitted_a_grid(folder, tmp_path, sampler):
+    model = str(folder / "malda.safetensors")
+    fitted = str(tmp_path / "malda.safetensors")
+    words = ["--probes", "2", "--intervals", "4", "--out", fitted]
+    assert schedule_main(["fit", "--model", model, *words]) == 0
+    words = ["--n", "3", "--sampler", sampler]
+    assert draw(tmp_path, tmp_path / "out", *words, model="malda") == 0
+    assert "schedule: adaptive" in (tmp_path / "out" / "config.yaml").read_text()
+    assert draw(folder, tmp_path / "other", "--n", "3", "--sampler", "heun", model="malda") == 2
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_n(folder, tmp_path):

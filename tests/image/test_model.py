@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from bio_diffusion import checkpoint
 from bio_diffusion.diffusion.latents import Latents
+from bio_diffusion.diffusion.training import keyed_generator
 from bio_diffusion.image.metrics import frechet_distance
-from bio_diffusion.image.model import ImageModel, truncated_logistic
+from bio_diffusion.image.model import MULTIVARIATE, PROCESSES, ImageModel, truncated_logistic
+from bio_diffusion.image.pipeline import ImageSampler
 from bio_diffusion.image.unet import UNet
 
 SMALL = {"widths": [8, 16], "blocks": 1, "attention": [1], "patch": 2, "heads": 2, "embedding": 16}
@@ -138,7 +141,7 @@ def test_a_sharp_logistic_stays_finite_and_has_gradients():
     assert torch.isfinite(location.grad).all() and torch.isfinite(width.grad).all()
 
 
-@pytest.mark.parametrize("process", ["gaussian", "uniform", "absorbing"])
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("latents", [None, LATENTS])
 def test_every_process_learns_and_steps(process, latents):
     model = noisy(ImageModel((3, 8, 8), process, 16, SMALL, latents))
@@ -165,6 +168,28 @@ def test_pixels_come_back_from_their_state():
     greys = tokens.pixels(tokens.state(pixels))
     assert len(greys.unique()) == 16 and int(greys.min()) == 0 and int(greys.max()) == 255
     assert torch.equal(tokens.pixels(tokens.state(greys)), greys)
+    lifted = ImageModel((1, 16, 16), "cld", network=SMALL)
+    state = lifted.state(pixels, keyed_generator(0))
+    assert state.shape == (1, 2, 1, 16, 16) and torch.equal(lifted.pixels(state), pixels)
+    assert not torch.equal(lifted.state(pixels, keyed_generator(1)), state)
+
+
+@pytest.mark.parametrize("process", MULTIVARIATE)
+def test_a_multivariate_bound_is_that_of_the_law_it_starts_from(process, tmp_path):
+    """F = 0 is exact for N(0, c^2) in [-1, 1], so the bound is that density's, less its cells."""
+    model = ImageModel((1, 8, 8), process, network=SMALL)
+    for parameter in model.denoiser.network.parameters():
+        parameter.data.zero_()
+    given = {"data": "none", "shape": [1, 8, 8], "process": process, "network": SMALL}
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, checkpoint.Checkpoint("image", {"experiment": given}, model.state_dict()))
+    source = keyed_generator(0)
+    pixels = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=source)
+    found = ImageSampler.load(str(path), "cpu").bits_per_dim(pixels, 16)
+    x = (pixels.double() + 0.5) / 128 - 1
+    log_p = -0.5 * (x.square() + math.log(2 * math.pi))
+    exact = -(log_p.mean() - math.log(128)) / math.log(2)
+    assert abs(float(found.mean() - exact)) < 0.1
 
 
 def test_training_noise_has_the_law_asked_for():
@@ -173,6 +198,8 @@ def test_training_noise_has_the_law_asked_for():
     log_sigma = model.process.sigma(t).log()
     assert abs(float(log_sigma.mean()) + 1.2) < 0.01 and abs(float(log_sigma.std()) - 1.2) < 0.01
     assert ImageModel((1, 8, 8), "uniform", 4, SMALL).times_of(0, 1) is None
+    cld = ImageModel((1, 8, 8), "cld", network=SMALL)
+    assert cld.times_of(0, 1) == cld.process.quantile
 
 
 def test_frechet_distance_of_gaussians_is_the_formula():

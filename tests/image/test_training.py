@@ -54,6 +54,19 @@ def test_models_learn_and_evaluate(data, process, latents):
     assert wanted <= figures.keys() and all(np.isfinite(list(figures.values())))
 
 
+def test_a_multivariate_process_is_learned_with_its_network(data):
+    torch.manual_seed(0)
+    experiment = Images(
+        torch.device("cpu"), data, [1, 8, 8], "learned-2", 4, SMALL, batch=16, lr=5e-3
+    )
+    before = experiment.process.recipe.Q.detach().clone()
+    seen = losses(experiment, 40)
+    assert sum(seen[-10:]) < sum(seen[:10])
+    assert not torch.equal(experiment.process.recipe.Q, before)
+    with torch.no_grad():
+        assert np.isfinite(experiment.evaluate()["loss"])
+
+
 def test_the_classifier_learns(data):
     torch.manual_seed(0)
     experiment = ClassifierFit(torch.device("cpu"), data, features=8, batch=16, lr=5e-3)
