@@ -41,7 +41,7 @@ from bio_diffusion.image.results import grid_png
 KINDS = {"udlm": "image/mnist_udlm", "mdlm": "image/mnist_mdlm", "gaussian": "image/mnist"}
 HAND = {"udlm": ("linear", "sine"), "mdlm": ("linear", "cosine")}
 FITTED = {"udlm": ("path",), "mdlm": ("unmasking",), "gaussian": ("heun-terminal",)}
-CALLS = (8, 12, 16, 32)
+CALLS = (8, 12, 32)
 GOAL = 32  # calls of the best grid by hand, to be reached with fewer
 
 

@@ -7,7 +7,7 @@ file: one that `fit --save` wrote, or `{"knots": [1, ..., 0]}` made elsewhere.
 What a step costs, by --length:
 
     velocity     corrector's work, the width of p_t as its speed: Heun, corrected sampling
-    corrector    the same with the noise level as its speed, as published
+    corrector    the same with the noise level as its speed, as published; multivariate models
     truncation   local error of an Euler (DDIM) step
     heun         local error of a Heun step
     terminal     truncation, shrunk on the way as for normal data: tensors
