@@ -126,7 +126,7 @@ class ImageModel(nn.Module):
         return pixels.float() / 127.5 - 1
 
     def continuous(self, pixels: Tensor, generator: Source = None) -> Tensor:
-        """Pixels in [-1, 1] whose density is worth, a picture, the chance of the 256 levels."""
+        """Pixels drawn evenly from their cells, the 256 even parts of [-1, 1]."""
         known = pixels.float()
         return (known + uniform(known.shape, generator, known)) / 128 - 1
 
