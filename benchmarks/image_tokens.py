@@ -115,6 +115,7 @@ def figures(lab, kind, path, seed, draws):
 def table(args):
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
     models = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
+    models = {kind: found for kind, found in models.items() if found}
     print("| process | bits a pixel, at most | distance of training digits in its greys |")
     print("|---|---|---|")
     for kind, found in models.items():

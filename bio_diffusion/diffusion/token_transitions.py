@@ -75,6 +75,12 @@ class Categorical(TokenTransition):
     def law(self) -> Tensor:
         return self.log_q.exp()
 
+    def divergence(self, other: TokenTransition) -> Tensor:
+        """By the logarithms: a letter all but ruled out costs much, and not infinitely much."""
+        assert isinstance(other, Categorical)
+        q = self.log_q.exp()
+        return torch.where(q > 0, q * (self.log_q - other.log_q), 0.0).sum(-1).clamp(min=0)
+
     @property
     def letters(self) -> int:
         return self.log_q.shape[-1]
