@@ -44,8 +44,13 @@ class TokenTransition(Transition):
         """What each site may hold afterwards: chances (B, L, V), or (B, L, V + 1) with the mask."""
 
     def divergence(self, other: TokenTransition) -> Tensor:
-        """KL(self || other) of each site, (B, L) in nats."""
+        """KL(self || other) of each site, (B, L) in nats.
+
+        A chance that has underflowed to zero counts as the least that there is: it costs much (708
+        nats in float64) and not infinitely much.
+        """
         q, p = self.law(), other.law()
+        p = p.clamp(min=torch.finfo(p.dtype).tiny)
         return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1).clamp(min=0)  # rounding
 
     @property
@@ -74,12 +79,6 @@ class Categorical(TokenTransition):
 
     def law(self) -> Tensor:
         return self.log_q.exp()
-
-    def divergence(self, other: TokenTransition) -> Tensor:
-        """By the logarithms: a letter all but ruled out costs much, and not infinitely much."""
-        assert isinstance(other, Categorical)
-        q = self.log_q.exp()
-        return torch.where(q > 0, q * (self.log_q - other.log_q), 0.0).sum(-1).clamp(min=0)
 
     @property
     def letters(self) -> int:
