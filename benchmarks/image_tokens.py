@@ -121,14 +121,16 @@ def table(args):
     for kind, found in models.items():
         bits, real = (spread((row[name] for row in found), 3) for name in ("bits", "real"))
         print(f"| {kind} | {bits} | {real} |")
-    for title, name in (
-        ("Frechet distance by calls", "distance"),
-        ("Digits that the classifier is sure of, %, by calls", "sure"),
+    for title, name, unit in (
+        ("Frechet distance by calls", "distance", 1),
+        ("Digits that the classifier is sure of, %, by calls", "sure", 0.01),
     ):
         heading(title, "process", "grid", *map(str, CALLS))
         for kind, found in models.items():
             for grid in found[0]["looks"]:
-                cells = (spread((look(row, grid, n)[name] for row in found), 1) for n in CALLS)
+                cells = (
+                    spread((look(row, grid, n)[name] / unit for row in found), 1) for n in CALLS
+                )
                 print(f"| {kind} | {grid} | {' | '.join(cells)} |")
     heading(
         f"Distance less that of the best grid by hand at {GOAL} calls, seed by seed",
