@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.collapse import balanced
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, hide, usage
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
 from bio_diffusion.image.batches import Batches
-from bio_diffusion.image.model import SIGMA_DATA, ImageModel
+from bio_diffusion.image.model import PROCESSES, SIGMA_DATA, ImageModel
 
 __all__ = ["Images"]
 
@@ -73,6 +74,9 @@ class Images(Batches):
     ) -> None:
         super().__init__(device, data, batch, flip, bf16, seed)
         self.tau, self.hard, self.hide, self.bonus = tau, hard, hide, bonus
+        if process not in PROCESSES:
+            known = ", ".join(PROCESSES)
+            raise ConfigError(f"experiment.process is {process!r}; it must be one of {known}")
         self.fits(shape)
         self.model = ImageModel(shape, process, levels, network, latents, sigma_data=sigma_data).to(
             device

@@ -1,4 +1,4 @@
-"""`ImageModels`: from a trained model to pictures and their measures.
+"""`ImageSampler`: from a trained model to pictures and their measures.
 
     latents from the prior, noise -> `diffusion.sample` on a time grid -> pixels
 

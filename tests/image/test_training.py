@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bio_diffusion.config import build, choices, compose
+from bio_diffusion.config import ConfigError, build, choices, compose
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.image.experiment import Images
 from bio_diffusion.image.fits import ClassifierFit
@@ -52,6 +52,11 @@ def test_models_learn_and_evaluate(data, process, latents):
         figures = experiment.evaluate()
     wanted = {"oracle", "shuffled", "null", "information"} if latents else {"loss"}
     assert wanted <= figures.keys() and all(np.isfinite(list(figures.values())))
+
+
+def test_an_unknown_process_is_refused_by_its_setting(data):
+    with pytest.raises(ConfigError, match=r"experiment.process is 'clx'.*malda"):
+        Images(torch.device("cpu"), data, [1, 8, 8], "clx")
 
 
 def test_a_multivariate_process_is_learned_with_its_network(data):
