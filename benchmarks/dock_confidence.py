@@ -7,10 +7,13 @@ denoising, preference) to nine tenths of the protein clusters and ranks the othe
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --vina vina_baseline.csv
+    python benchmarks/dock_confidence.py --weights data/dock_pools.csv.gz modelled.csv
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
 Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
-complexes, but for the weights held out, which are fitted among them. The last form takes rows of
+complexes, but for the weights held out, which are fitted among them. `--weights` fits all three to
+each table whole and says nothing of success, so that it may see modelled poses
+(`modelled_complexes.py`). The last form takes rows of
 `dock_quality.py` and the `confidence` in them, as shipped.
 """
 
@@ -26,7 +29,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,32 +45,61 @@ FOLDS = 10
 WEIGHTS = Settings().judgement, Settings().preference
 
 
-def held_out(pools: Pools, columns: Tensor) -> Tensor:
-    """(P,) a linear score of `columns` (P, F), each pose's by weights from other clusters.
+def weights(pools: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """(F,) weights of columns by which the right poses of each pool get the largest share.
 
-    The weights maximise the share that a softmax over a pool gives to its right poses.
+    Args:
+        pools: columns (P, F) and whether a pose is right (P,), pool by pool. The share is that of
+            a softmax over the pool, of which the mean logarithm counts; pools without a right pose
+            say nothing.
     """
+    pools = [p for p in pools if p[1].any()]
+    w = torch.zeros(pools[0][0].shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        chances = [(x @ w).log_softmax(0)[right].logsumexp(0) for x, right in pools]
+        loss = 1e-3 * w.square().sum() - torch.stack(chances).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return w.detach()
+
+
+def held_out(pools: Pools, columns: Tensor) -> Tensor:
+    """(P,) a linear score of `columns` (P, F), each pose's by weights from other clusters."""
     clusters = sorted(set(pools.clusters))
     fold = [clusters.index(c) % FOLDS for c in pools.clusters]
     parts = list(zip(columns.split(pools.sizes), pools.right.split(pools.sizes), strict=True))
-    out = []
-    for k in range(FOLDS):
-        seen = [p for p, f in zip(parts, fold, strict=True) if f != k and p[1].any()]
-        w = torch.zeros(columns.shape[1], requires_grad=True)
-        optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
-
-        def closure(
-            w: Tensor = w, seen: list[tuple[Tensor, Tensor]] = seen, o: Any = optimizer
-        ) -> Tensor:
-            o.zero_grad()
-            chances = [(x @ w).log_softmax(0)[right].logsumexp(0) for x, right in seen]
-            loss = 1e-3 * w.square().sum() - torch.stack(chances).mean()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        out.append(w.detach())
+    out = [weights([p for p, f in zip(parts, fold, strict=True) if f != k]) for k in range(FOLDS)]
     return torch.cat([x @ out[f] for (x, _), f in zip(parts, fold, strict=True)])
+
+
+def terms(pools: Pools) -> Tensor:
+    """(P, 3): energy, loss and preference with the signs that a score of right poses wants."""
+    return torch.stack([-pools.energy, -pools.loss, pools.preference], 1)
+
+
+def of_weights(paths: Sequence[Path]) -> None:
+    """What each table would have the score weigh, beside what ships."""
+    print(
+        "| pools | with a right pose | judgement | preference | log share | of the shipped weights "
+        "|\n|---|---|---|---|---|---|"
+    )
+    for split, pools in (item for path in paths for item in read_pools(path)[0].items()):
+        columns, shipped = terms(pools), -pools.score[:, None]
+        rights = pools.right.split(pools.sizes)
+        best, alone = (
+            weights(list(zip(x.split(pools.sizes), rights, strict=True)))
+            for x in (columns, shipped)
+        )
+        print(
+            f"| {len(pools)} {split} | {int(pools.any().sum())} | {best[1] / best[0]:.1f} "
+            f"| {best[2] / best[0]:.2f} | {log_share(pools, columns @ best):.3f} "
+            f"| {log_share(pools, shipped @ alone):.3f} |"
+        )
 
 
 def reliability(chance: Tensor, right: Tensor) -> str:
@@ -157,14 +188,14 @@ def joined(a: Pools, b: Pools) -> Pools:
 
 def rankings(name: str, pools: Pools, model: Confidence) -> None:
     """Rows of the table of rankings; `share` is the mean log share of the right poses."""
-    terms = torch.stack([-pools.energy, -pools.loss, pools.preference], 1)
+    columns = terms(pools)
     values = {
         "energy": -pools.energy,
         "energy and judgement": -pools.energy - WEIGHTS[0] * pools.loss,
         "energy and preference": WEIGHTS[1] * pools.preference - pools.energy,
         "score (all three)": -pools.score,
-        "energy and judgement, weights held out": held_out(pools, terms[:, :2]),
-        "all three, weights held out": held_out(pools, terms),
+        "energy and judgement, weights held out": held_out(pools, columns[:, :2]),
+        "all three, weights held out": held_out(pools, columns),
         "confidence": model(pools.evidence),
     }
     tops = {ranking: pools.top(value).numpy() for ranking, value in values.items()}
@@ -205,6 +236,7 @@ def of_docked(path: Path, variant: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=Path, nargs="+", help="tables of pools")
+    parser.add_argument("--weights", type=Path, nargs="+", help="tables of pools")
     parser.add_argument("--vina", type=Path, help="table of vina_baseline.py, beside pools")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
@@ -212,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if args.pools:
         of_pools(args.pools, args.vina)
+    if args.weights:
+        of_weights(args.weights)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0
