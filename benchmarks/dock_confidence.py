@@ -83,23 +83,33 @@ def terms(pools: Pools) -> Tensor:
 
 
 def of_weights(paths: Sequence[Path]) -> None:
-    """What each table would have the score weigh, beside what ships."""
+    """What each table would have the score weigh, beside what ships.
+
+    Columns are scaled to one spread first: the losses of a pool are close together, so that the
+    ridge would hold down their large weight more than the others.
+    """
     print(
-        "| pools | with a right pose | judgement | preference | log share | of the shipped weights "
-        "|\n|---|---|---|---|---|---|"
+        "| pools | with a right pose | judgement | preference | log share | without judgement "
+        "| of the shipped weights |\n|---|---|---|---|---|---|---|"
     )
     for split, pools in (item for path in paths for item in read_pools(path)[0].items()):
-        columns, shipped = terms(pools), -pools.score[:, None]
-        rights = pools.right.split(pools.sizes)
-        best, alone = (
-            weights(list(zip(x.split(pools.sizes), rights, strict=True)))
-            for x in (columns, shipped)
-        )
+        spread = terms(pools).std(0)
+        columns = terms(pools) / spread
+        best, share = fitted(pools, columns)
+        _, without = fitted(pools, columns[:, [0, 2]])
+        _, shipped = fitted(pools, -pools.score[:, None])
+        energy, judgement, preference = (best / spread).tolist()
         print(
-            f"| {len(pools)} {split} | {int(pools.any().sum())} | {best[1] / best[0]:.1f} "
-            f"| {best[2] / best[0]:.2f} | {log_share(pools, columns @ best):.3f} "
-            f"| {log_share(pools, shipped @ alone):.3f} |"
+            f"| {len(pools)} {split} | {int(pools.any().sum())} | {judgement / energy:.1f} "
+            f"| {preference / energy:.2f} | {share:.3f} | {without:.3f} | {shipped:.3f} |"
         )
+
+
+def fitted(pools: Pools, columns: Tensor) -> tuple[Tensor, float]:
+    """Weights of columns (P, F) by all pools, and the log share that they reach on these."""
+    parts = zip(columns.split(pools.sizes), pools.right.split(pools.sizes), strict=True)
+    w = weights(list(parts))
+    return w, log_share(pools, columns @ w)
 
 
 def reliability(chance: Tensor, right: Tensor) -> str:
