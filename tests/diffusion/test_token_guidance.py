@@ -172,18 +172,24 @@ def test_classifier_free_at_gamma_zero_and_one_is_one_of_the_models(kind):
     assert law(2.0) @ P_Y > given @ P_Y > plain @ P_Y
 
 
-@pytest.mark.parametrize("kind", [Uniform, Absorbing])
-def test_classifier_free_equals_the_classifier_in_short_steps(kind):
-    """p(x_s | y) / p(x_s) is p(y | x_s): both guidances at gamma = 2, as steps grow."""
-    world = Told(kind(V))
-    apart = []
-    for steps in (32, 128):
-        times = schedule.uniform(steps)
-        free = ClassifierFree(world.process, world.denoiser, 1.0, lambda cond: None)
-        by_models = world.law_of_samples(times, lambda x, t, c: world.denoiser(x, t, "y"), [free])
-        by_label = world.law_of_samples(times, guidance=[ExactClassifier(Label(world), 2.0)])
-        apart.append(world.distance(by_models, by_label))
-    assert apart[1] < 0.5 * apart[0] < 0.05
+def between_guidances(kind, steps):
+    """Distance between the laws of samples by both guidances at gamma = 2."""
+    world, times = Told(kind(V)), schedule.uniform(steps)
+    free = ClassifierFree(world.process, world.denoiser, 1.0, lambda cond: None)
+    by_models = world.law_of_samples(times, lambda x, t, c: world.denoiser(x, t, "y"), [free])
+    by_label = world.law_of_samples(times, guidance=[ExactClassifier(Label(world), 2.0)])
+    return world.distance(by_models, by_label)
+
+
+def test_classifier_free_equals_the_classifier_in_short_steps():
+    """p(x_s | y) / p(x_s) is p(y | x_s): as steps grow under uniform noise."""
+    assert between_guidances(Uniform, 128) < 0.5 * between_guidances(Uniform, 32) < 0.05
+
+
+def test_under_masks_classifier_free_equals_the_classifier_in_steps_of_any_length():
+    """A site is told whole or not at all, so p(v | x_t, y) / p(v | x_t) is all that either sees."""
+    for steps in (2, 32, 128):
+        assert between_guidances(Absorbing, steps) < 1e-12
 
 
 def test_the_weight_may_follow_the_time():
