@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -30,11 +31,17 @@ __all__ = [
     "keep_trace",
     "libraries",
     "one_thread",
+    "start",
 ]
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the whole usage before it."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        # argparse takes -5. and -1e1 for flags
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
 
     def error(self, message: str) -> NoReturn:
         kind, _, words = message.partition(": ")
@@ -66,6 +73,17 @@ class Task(Protocol):
 
     def execute(self) -> int:
         """Does the work and returns the exit status."""
+
+
+def start(module: str, options: argparse.Namespace) -> int:
+    """Loads a command's module, which may take seconds, and gives the status of its `run`."""
+    try:
+        run = import_module(module).run
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    status: int = run(options)
+    return status
 
 
 def exit_status(

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from bio_diffusion.files import InputError, one_line, unfinished, write_json, write_text
 
-__all__ = ["Folder", "append", "check_folder", "open_journal", "same_run"]
+__all__ = ["Folder", "append", "check_folder", "open_journal", "same_run", "spare_inputs"]
 
 
 class Folder:
@@ -64,6 +64,28 @@ def check_folder(path: Path, journal: str, resume: bool, overwrite: bool) -> Non
         raise InputError(
             "out_exists", f"{name}: holds no run to go on with; say --overwrite or another --out"
         )
+
+
+def spare_inputs(path: Path, results: Iterable[str], inputs: Iterable[str | None]) -> None:
+    """Refuses a result folder in which a run would replace what it reads.
+
+    Args:
+        path: Of the folder.
+        results: File names that the run writes.
+        inputs: File names, other words, or None.
+
+    Raises:
+        InputError: An input is one of the results.
+    """
+    written = {os.path.realpath(path / name) for name in results}
+    for each in inputs:
+        place = None
+        with contextlib.suppress(OSError, ValueError):  # a word that can be no file name
+            place = each and os.path.realpath(each)
+        if place in written:
+            raise InputError(
+                "out_exists", f"{one_line(each)}: this run would replace it; use another --out"
+            )
 
 
 def open_journal(path: Path, journal: str, results: Iterable[str], overwrite: bool) -> BinaryIO:

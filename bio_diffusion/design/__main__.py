@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bio_diffusion.command import Parser
+from bio_diffusion.command import Parser, start
 
 _EPILOG = """\
 Exit status: 0 all done; 1 a fault of this program; 2 bad usage or input, before any work;
@@ -164,9 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = p.parse_args(arguments)
     if bool(options.job) == bool(options.domain):
         p.error("say dna or smiles, or name a file with --job")
-    from .command import run  # the chemistry and torch load only now
-
-    return run(options)
+    return start("bio_diffusion.design.command", options)  # the chemistry and torch load only now
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bio_diffusion.command import Parser
+from bio_diffusion.command import Parser, start
 
 _EPILOG = """\
 Words key=value override settings (names in configs/dock.yaml), such as starts=64.
@@ -100,9 +100,7 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parser().parse_intermixed_args(arguments)
-    from .command import run  # the chemistry and torch load only now
-
-    return run(options)
+    return start("bio_diffusion.dock.command", options)  # the chemistry and torch load only now
 
 
 if __name__ == "__main__":

@@ -27,3 +27,9 @@ SIDE_CHAINS: dict[str, tuple[str, ...]] = {
         "VAL": "CB CG1 CG2",
     }.items()
 }
+
+STATES = {
+    "HID": "HIS", "HIE": "HIS", "HIP": "HIS", "HSD": "HIS", "HSE": "HIS", "HSP": "HIS",
+    "CYX": "CYS", "CYM": "CYS", "ASH": "ASP", "GLH": "GLU", "LYN": "LYS",
+}  # fmt: skip
+"""Amino acids by the names that force fields give their protonation and disulphide states."""

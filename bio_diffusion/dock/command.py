@@ -80,7 +80,8 @@ class _Run:
         )
         name = slug(self.plan.main.receptor.name) or "protein"
         path = Path(options.out) if options.out else Path("docking-results") / name
-        self.folder = ResultFolder.open(path, options.resume, options.overwrite)
+        inputs = options.protein, *options.ligand, options.ligands, options.autobox_ligand
+        self.folder = ResultFolder.open(path, options.resume, options.overwrite, inputs)
         self.progress = Progress(log, options.quiet, "ligands")
         self.reused = 0
         self.seconds: list[float] = []
@@ -97,8 +98,16 @@ class _Run:
         try:
             self.folder.write_text("config.yaml", dump(self.config))
             if self.options.resume:  # so that no table ever loses what an earlier run had done
-                for item in self.plan.items():
-                    self._known(item)
+                jobs = map(self._known, self.plan.items())
+                if stale := sum(
+                    j is not None and self.folder.has_docked(j.ligand.id) for j in jobs
+                ):
+                    log.warning(
+                        "%s: %d ligands were docked with another protein, site, setting or "
+                        "version; they are docked anew",
+                        self.folder.path,
+                        stale,
+                    )
             outcomes = self._outcomes(self._jobs())
             try:
                 with self.progress:

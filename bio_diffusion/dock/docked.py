@@ -58,20 +58,35 @@ def reference_pose(
 ) -> np.ndarray | None:
     """The pose that a ligand's RMSD is measured to, (N, 3) in its atom order, or None.
 
-    It is that of `crystal` where this is the same molecule, else the ligand's own coordinates where
-    they lie in the protein: half of the atoms or more within 4.5 Å of it and none within 1 Å.
+    It is that of `crystal` where this is the same molecule, whatever its protons, tautomer and
+    stereo centres (the RMSD goes by elements and bonds alone), else the ligand's own coordinates
+    where they lie in the protein: half of the atoms or more within 4.5 Å of it and none within 1 Å.
     """
     if crystal is not None and crystal.crystal is not None:
-        plain = [Chem.MolToSmiles(m, isomericSmiles=False) for m in (ligand.mol, crystal.mol)]
-        if plain[0] == plain[1]:
-            match = crystal.mol.GetSubstructMatch(ligand.mol, useChirality=True)
-            match = match or crystal.mol.GetSubstructMatch(ligand.mol)
-            if len(match) == ligand.mol.GetNumAtoms():
-                return crystal.crystal[list(match)]
+        (here, content), (there, other) = map(_skeleton, (ligand.mol, crystal.mol))
+        if content == other and (match := there.GetSubstructMatch(here)):
+            return crystal.crystal[list(match)]
     if ligand.crystal is None:
         return None
     gap, _ = cKDTree(receptor.coords).query(ligand.crystal)
     return ligand.crystal if gap.min() > 1.0 and np.mean(gap < 4.5) >= 0.5 else None
+
+
+def _skeleton(mol: Chem.Mol) -> tuple[Chem.Mol, tuple[int, int, int]]:
+    """Elements and bonds of a molecule, and what protonation and tautomerism leave as it is.
+
+    The latter are the numbers of heavy atoms, of bonds, and of hydrogens without those that charges
+    account for, so that benzene is not taken for cyclohexane.
+    """
+    plain = Chem.RWMol()
+    for atom in mol.GetAtoms():
+        bare = Chem.Atom(atom.GetAtomicNum())
+        bare.SetNoImplicit(True)
+        plain.AddAtom(bare)
+    for bond in mol.GetBonds():
+        plain.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
+    hydrogens = sum(a.GetTotalNumHs() - a.GetFormalCharge() for a in mol.GetAtoms())
+    return plain.GetMol(), (mol.GetNumAtoms(), mol.GetNumBonds(), hydrogens)
 
 
 def _molblock(ligand: Ligand, coords: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bio_diffusion.dock.amino_acids import BACKBONE, SIDE_CHAINS
+from bio_diffusion.dock.amino_acids import BACKBONE, SIDE_CHAINS, STATES
 from bio_diffusion.dock.pose import TorsionTree
 
 __all__ = [
@@ -28,11 +28,7 @@ __all__ = [
     "residue_type",
 ]
 
-# Protonation and disulphide variants that force fields and preparation tools write.
-_ALIASES = {
-    "HID": "HIS", "HIE": "HIS", "HIP": "HIS", "HSD": "HIS", "HSE": "HIS", "HSP": "HIS",
-    "CYX": "CYS", "CYM": "CYS", "ASH": "ASP", "GLH": "GLU", "LYN": "LYS", "MSE": "MET",
-}  # fmt: skip
+_ALIASES = {**STATES, "MSE": "MET"}
 _OTHER_ELEMENTS = (
     "C", "N", "O", "S", "P", "SE", "F", "CL", "BR", "I",
     "ZN", "MG", "CA", "MN", "FE", "CO", "NI", "CU", "NA", "K",

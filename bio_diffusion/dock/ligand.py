@@ -43,6 +43,9 @@ CN CCN CNC CN(C)C CCN(CC)CC CCNCC NCCO OCCNCCO OCCN(CCO)CCO NC(CO)(CO)CO CNCC(O)
 NCCN C[N+](C)(C)CCO C1CNCCN1 C1COCCN1 C1CCNCC1 CC(C)(C)N CC(C)N NC1CCCCC1 C1CCC(NC2CCCCC2)CC1
 NCCCCC(N)C(=O)O NC(=N)NCCCC(N)C(=O)O NCC(=O)O C(CN)O NC(N)=O NC(N)=N C[N+](C)(C)C CC[N+](CC)(CC)CC
 CCCC[N+](CCCC)(CCCC)CCCC
+OC(=O)c1cc2ccccc2c(Cc2c(O)c(C(=O)O)cc3ccccc23)c1O OC(=O)c1ccc2ccccc2c1O OC(=O)c1cccnc1
+OC(=O)CC(N)C(=O)O OC(=O)CCC(N)C(=O)O OCC(O)C1OC(=O)C(O)=C1O O=C1NS(=O)(=O)c2ccccc12
+OCC1OC(OC(C(O)CO)C(O)C(O)C(=O)O)C(O)C(O)C1O OC(=O)CNC(=O)c1ccccc1
 """.split()
 """Salts, solvents and coformers that are taken off a ligand, written neutral and without stereo."""
 
@@ -161,13 +164,15 @@ def _main_fragment(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
     if any(_metal_center(p) for p in pieces):
         raise Refused("metal", "a metal complex; metals belong into the protein file")
 
-    def rank(piece: Chem.Mol) -> tuple[bool, int]:
-        numbers = [a.GetAtomicNum() for a in piece.GetAtoms()]
-        return 6 in numbers, sum(z > 1 for z in numbers)
+    named = [(p, _neutral_smiles(p)) for p in pieces]
 
-    pieces.sort(key=rank, reverse=True)
-    names = [_neutral_smiles(p) for p in pieces[1:]]
-    main = _neutral_smiles(pieces[0])
+    def rank(item: tuple[Chem.Mol, str]) -> tuple[bool, bool, int]:
+        numbers = [a.GetAtomicNum() for a in item[0].GetAtoms()]
+        return item[1] not in _counter_ions(), 6 in numbers, sum(z > 1 for z in numbers)
+
+    named.sort(key=rank, reverse=True)
+    (piece, main), *others = named
+    names = [name for _, name in others]
     strange = [n for n in names if n not in _counter_ions() and n != main]
     if strange:
         raise Refused(
@@ -178,7 +183,7 @@ def _main_fragment(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
     if main in names and main not in _counter_ions():
         raise Refused("fragments", f"{len(pieces)} copies of one molecule; give one a record")
     notes.append("took off " + ", ".join(names[:5]))
-    return pieces[0]
+    return piece
 
 
 def _metal_center(piece: Chem.Mol) -> bool:

@@ -26,6 +26,7 @@ __all__ = ["Crash", "Outcome", "Outcomes", "require_dask", "run_dask", "run_here
 Job = TypeVar("Job")
 
 _READY = "ready"
+_MEMORY = "not enough memory for this ligand; use fewer workers"
 _FETCH = 64  # jobs underway on a cluster for each worker it may have
 
 
@@ -59,8 +60,11 @@ def _attempt(work: Callable[[Any], Any], job: Any) -> Any:  # noqa: ANN401 - any
     try:
         return work(job)
     except MemoryError:
-        return Crash("memory", "not enough memory for this ligand; use fewer workers")
-    except Exception as error:  # one ligand's fault must not end the others' run
+        return Crash("memory", _MEMORY)
+    except Exception as error:
+        if "not enough memory" in str(error) or "out of memory" in str(error):  # as torch says it
+            return Crash("memory", _MEMORY)
+        # one ligand's fault must not end the others' run
         kind = type(error).__name__
         return Crash("fault", one_line(f"{kind}: {error}"), traceback.format_exc())
 
@@ -78,6 +82,19 @@ def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
         pipe.send(_READY)
         while True:
             pipe.send(_attempt(work, pipe.recv()))
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started within never hear of Ctrl-C: not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -105,7 +122,8 @@ def run_pool(
     def hire() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-        process.start()
+        with _deaf():
+            process.start()
         theirs.close()
         worker = _Worker(process, ours)
         crew.append(worker)
@@ -130,7 +148,12 @@ def run_pool(
                     more = False
                     break
                 idle = idle or hire()
-                idle.pipe.send(job)
+                try:
+                    idle.pipe.send(job)
+                except (BrokenPipeError, ConnectionResetError):  # it died with nothing to do
+                    dismiss(idle)
+                    idle = hire()
+                    idle.pipe.send(job)
                 idle.job = job
                 if idle.since < math.inf:
                     idle.since = time.monotonic()

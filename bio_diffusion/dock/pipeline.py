@@ -157,7 +157,7 @@ class Docker:
     def dock(
         self,
         protein: str | Path | Receptor | PreparedReceptor,
-        ligands: str | Path | Iterable[Ligand | Failure],
+        ligands: str | Path | Iterable[str | Path | Ligand | Failure],
         site: Site | Sequence[Site] | None = None,
         reference: Ligand | None = None,
     ) -> Iterator[Docked | Failure]:
@@ -165,7 +165,7 @@ class Docker:
 
         Args:
             protein: File, or what `read_receptor` or `prepare` gave.
-            ligands: A file or SMILES string, or what `read_ligands` gives.
+            ligands: A file or SMILES string, several of them, or what `read_ligands` gives.
             site: Where; None looks for sites on the surface.
             reference: A ligand in its crystal pose; ligands that are the same molecule get an RMSD.
 
@@ -180,8 +180,8 @@ class Docker:
         for each in sites:
             each.require_near(receptor.receptor)
         if isinstance(ligands, str | Path):
-            ligands = read_ligands([ligands])
-        for ligand in ligands:
+            ligands = [ligands]
+        for ligand in _read(ligands):
             if isinstance(ligand, Failure):
                 yield ligand
                 continue
@@ -328,7 +328,9 @@ class Docker:
         if wanted.minimize:
             fast = mapped(exact, receptor.maps(site))
             visited = anneal(pose, fast, generator, wanted.rounds, wanted.evaluations)
-            pose = distinct(visited, 4 * wanted.num_poses, 0.5 * wanted.spread).pose
+            # as many for few poses as for ten, so that fewer asked for are the first of more
+            kept = max(2 * wanted.judged, 4 * wanted.num_poses)
+            pose = distinct(visited, kept, 0.5 * wanted.spread).pose
             pose = minimize(pose, exact, wanted.refine).pose
         else:
             visited = Minimized(pose, exact.energy(pose.coords), 1)
@@ -340,6 +342,15 @@ class Docker:
             torch.full((len(coords),), number),
             crowding(coords, visited),
         )
+
+
+def _read(ligands: Iterable[str | Path | Ligand | Failure]) -> Iterator[Ligand | Failure]:
+    """Ligands as they are, and those of files and SMILES strings."""
+    for each in ligands:
+        if isinstance(each, str | Path):
+            yield from read_ligands([each])
+        else:
+            yield each
 
 
 def ligand_seed(ligand: Ligand, seed: int) -> int:

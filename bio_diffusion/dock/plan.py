@@ -122,7 +122,7 @@ class Plan:
     def _protein_only(self) -> tuple[Target, list[Ligand]]:
         target = split_bound(self.protein, self.place, self.prepare)
         if target.crystal is not None:
-            log.info("redocking %s, which %s holds", target.crystal.id, target.receptor.name)
+            log.info("no ligand given: redocking %s", target.crystal.id)
             return target, [target.crystal]
         own = list(probes())
         log.info("no ligand given and none bound: docking %d probe molecules", len(own))

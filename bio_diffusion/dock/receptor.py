@@ -7,7 +7,8 @@
 | hydrogen, deuterium | dropped |
 | water | dropped |
 | selenomethionine | written as methionine |
-| modified residues in a chain | kept, flagged hetero |
+| names of protonation and disulphide states (HIE, CYX, ASH, ...) | written as the amino acid |
+| modified residues and caps (ACE, NME, ...) in a chain | kept, flagged hetero |
 | metal ions of biology (`METALS`) | kept within 4 Å of a chain or cofactor, else dropped |
 | other metals (phasing), halides | dropped |
 | crystallisation additives | dropped |
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from scipy.spatial import cKDTree
 from bio_diffusion.files import InputError, one_line
 
 from .amino_acids import BACKBONE, SIDE_CHAINS
-from .residues import METAL_REACH, METALS, Group, read_groups, read_structure
+from .residues import CAPS, METAL_REACH, METALS, Group, read_groups, read_structure
 
 _LISTED = 5  # residues named in a note, the rest only counted
 
@@ -107,7 +108,7 @@ class Receptor:
         """Takes out the hetero groups that lie where a ligand lies.
 
         A deposited structure often holds the very ligand whose site is given by another file;
-        left in place it would block the site. Metals are kept.
+        left in place it would block the site. Metals are kept. The notes tell what went.
 
         Args:
             coords: (N, 3) heavy atoms of the ligand, Å.
@@ -116,7 +117,13 @@ class Receptor:
         distance, _ = cKDTree(coords).query(self.coords, distance_upper_bound=reach)
         metal = np.array([gemmi.Element(symbol).is_metal for symbol in self.elements])
         blocked = set(self.residue_index[self.hetero & ~metal & np.isfinite(distance)].tolist())
-        return self.select(i for i in range(len(self.residue_ids)) if i not in blocked)
+        rest = self.select(i for i in range(len(self.residue_ids)) if i not in blocked)
+        notes = {**self.notes}
+        notes["groups_taken_out"] = notes.get("groups_taken_out", 0) + len(blocked)
+        gone = Counter(self.residue_names[i] for i in blocked)
+        for key in _KEPT.values():
+            notes[key] = {n: c - gone[n] for n, c in notes.get(key, {}).items() if c > gone[n]}
+        return replace(rest, notes=notes)
 
 
 def read_receptor(path: str | Path) -> Receptor:
@@ -193,7 +200,9 @@ def assemble(
         "format": str(structure.input_format).rsplit(".", 1)[-1].lower(),
         "models": len(structure),
         "chains": list(dict.fromkeys(g.chain for g in groups)),
-        "protein_residues": sum(g.kind in ("protein", "modified") for g in groups),
+        "protein_residues": sum(
+            g.kind in ("protein", "modified") and g.name not in CAPS for g in groups
+        ),
         "nucleic_residues": sum(g.kind == "nucleic" for g in groups),
         **{key: counts[key] for key in _COUNTED},
         **{key: dict(sorted(table.items())) for key, table in tables.items()},
@@ -208,6 +217,7 @@ _COUNTED = (
     "hydrogens_dropped",
     "waters_dropped",
     "mse_to_met",
+    "states_renamed",
     "unknown_atoms_dropped",
     "groups_without_usable_atoms",
     "groups_taken_out",
@@ -244,6 +254,9 @@ def _missing(groups: list[Group]) -> dict[str, Any]:
     last: Group | None = None
     for group in groups:
         if group.kind not in ("protein", "modified"):
+            continue
+        if group.name in CAPS:
+            last = group
             continue
         names = {a.name for a in group.atoms}
         if not names.issuperset(BACKBONE):

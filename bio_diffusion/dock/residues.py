@@ -16,11 +16,16 @@ from scipy.spatial import cKDTree
 
 from bio_diffusion.files import InputError, one_line, read_text
 
+from .amino_acids import BACKBONE, SIDE_CHAINS, STATES
+
 METALS = frozenset("Na K Mg Ca V Mn Fe Co Ni Cu Zn Mo Cd W".split())
 """Metal ions kept beside a protein: those of biology, and cadmium, which stands in for zinc."""
 
 METAL_REACH = 4.0
 """Å from an ion to the nearest atom of a chain or cofactor, beyond which the ion is dropped."""
+
+CAPS = frozenset("ACE FOR NH2 NMA NME".split())
+"""Groups that end a chain in place of a residue."""
 
 WATERS = frozenset("HOH DOD WAT H2O TIP TIP3 TP3 SOL OH2 MTO".split())
 
@@ -56,6 +61,10 @@ def parse_structure(text: str, name: str) -> gemmi.Structure:
     """
     # names of atoms and chains are ASCII; gemmi hands out others as bytes that are no text
     text = text.encode("ascii", "replace").decode("ascii")
+    if name.lower().endswith((".pdbqt", ".pdbqt.gz")):
+        raise InputError(
+            "parse", f"{name}: PDBQT is not read as a protein; give it as PDB or mmCIF"
+        )
     try:
         if any(line.lower().startswith("data_") for line in text.splitlines()):
             # real files carry other blocks beside the coordinates
@@ -189,6 +198,8 @@ def classify(name: str, atoms: list[gemmi.Atom]) -> str:
         return "protein" if info.is_standard() else "modified"
     if info.kind in _NUCLEIC:
         return "nucleic" if info.is_standard() else "modified"
+    if name in CAPS:
+        return "modified"
     if len(atoms) == 1:
         return "ion"
     if name in ADDITIVES or info.kind == _KIND.BUF:
@@ -213,6 +224,10 @@ def _read_group(chain: gemmi.Chain, residue: gemmi.Residue, counts: Counter[str]
         for atom in atoms:
             if atom.element.name == "Se":
                 atom.element, atom.name = gemmi.Element("S"), "SD"
+    # HIP, HSE and LYN name other compounds, too, which hold other atoms
+    if name in STATES and {a.name for a in atoms} <= {*BACKBONE, "OXT", *SIDE_CHAINS[STATES[name]]}:
+        counts["states_renamed"] += 1
+        name, record = STATES[name], "A"
     kind = classify(name, atoms)
     return Group(chain.name, str(residue.seqid), name, kind, record, atoms)
 

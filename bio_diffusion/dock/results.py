@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bio_diffusion.files import cell, one_line, write_atomic
-from bio_diffusion.folders import Folder, append, check_folder, open_journal
+from bio_diffusion.folders import Folder, append, check_folder, open_journal, spare_inputs
 
 __all__ = ["COLUMNS", "Journal", "ResultFolder", "job_key", "sd_record"]
 
@@ -81,13 +81,16 @@ class Journal:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._places: dict[str, tuple[int, int]] = {}
+        self.ligands: set[str] = set()  # that it has docked, whatever the settings
         self._file.seek(0)
         end = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._places[json.loads(line)["key"]] = (end, len(line))
+                record = json.loads(line)
+                self._places[record["key"]] = (end, len(line))
+                self.ligands.update(row["ligand_id"] for row in record.get("rows", [])[:1])
             end += len(line)
         self._file.truncate(end)
         self._end = end
@@ -138,18 +141,27 @@ class ResultFolder(Folder):
         self.notes: dict[str, list[str]] = {}
 
     @classmethod
-    def open(cls, path: Path, resume: bool = False, overwrite: bool = False) -> ResultFolder:
+    def open(
+        cls,
+        path: Path,
+        resume: bool = False,
+        overwrite: bool = False,
+        inputs: Iterable[str | None] = (),
+    ) -> ResultFolder:
         """Makes or takes over a folder.
 
         Args:
             path: The folder; parents are made.
             resume: Go on with the run in it.
             overwrite: Remove the results in it; other files stay.
+            inputs: What the run reads, file names among it; none may be one of the results.
 
         Raises:
-            InputError: As `folders.check_folder`; or it cannot be written, or another run does.
+            InputError: As `folders.check_folder` and `folders.spare_inputs`; or it cannot be
+                written, or another run does.
         """
         check_folder(path, JOURNAL, resume, overwrite)
+        spare_inputs(path, FILES, inputs)
         return cls(path, Journal(open_journal(path, JOURNAL, FILES, overwrite)))
 
     def __len__(self) -> int:
@@ -164,6 +176,10 @@ class ResultFolder(Folder):
             return False
         self._keys[ligand_id] = key
         return True
+
+    def has_docked(self, ligand_id: str) -> bool:
+        """Whether a ligand of this name was docked before, whatever the settings."""
+        return ligand_id in self.journal.ligands
 
     def add(self, ligand_id: str, key: str, record: Mapping[str, Any]) -> None:
         """Stores the result of a ligand: `rows` (mappings) and `sdf` (text), or `failure`."""

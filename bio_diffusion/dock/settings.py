@@ -63,6 +63,11 @@ class Settings:
                 raise InputError("setting", f"{setting.name} is empty; give it a value")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
+            kind, wanted = (
+                (int, "a whole number") if isinstance(low, int) else (int | float, "a number")
+            )
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError("setting", f"{name} is {value!r}; it must be {wanted}")
             if not low <= value <= high:
                 raise InputError(
                     "setting", f"{name} is {value:g}; it must lie between {low:g} and {high:g}"

@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bio_diffusion.files import one_line
 
+from .bound import LAST, MIN_ATOMS
 from .complex import (
+    Failure,
     InputError,
     Ligand,
     Receptor,
@@ -26,6 +30,7 @@ from .complex import (
     site_from_ligand,
     site_from_residues,
 )
+from .ligand_files import reference_coords
 
 __all__ = ["PROBES", "Place", "Target", "facts", "open_target", "probes", "split_bound"]
 
@@ -125,11 +130,14 @@ def _target(
     warnings = missing(receptor) if prepare == "check" else ()
     crystal, site = taken_out, None
     if place.autobox is not None:
-        site = site_from_ligand(place.autobox)
+        coords = reference_coords(Path(place.autobox))
+        site = replace(site_from_ligand(coords), how=f"ligand {one_line(Path(place.autobox).name)}")
+        receptor = receptor.without(coords)
         first = next(read_ligands([place.autobox]))
-        if isinstance(first, Ligand) and first.crystal is not None:
+        if isinstance(first, Failure):
+            warnings += (f"{first.reason}; it marks the site, and no RMSD is measured to it",)
+        elif first.crystal is not None:
             crystal = crystal or first
-            receptor = receptor.without(first.crystal)
     elif place.center is not None:
         size = {} if place.size is None else {"size": place.size}
         site = site_from_center(place.center, **size)
@@ -140,8 +148,34 @@ def _target(
         site = replace(box, how=f"bound ligand {taken_out.id}")
     if site is not None:
         site.require_near(receptor)
+    warnings += left_in(receptor, site)
     digest = hashlib.sha256(receptor.pdb.encode()).hexdigest()
     return Target(receptor, digest, site, crystal, warnings)
+
+
+def left_in(receptor: Receptor, site: Site | None) -> tuple[str, ...]:
+    """Says which groups in the box, or anywhere without one, may be a ligand that is in the way.
+
+    Cofactors, lipids and sugars are meant to be there; what is smaller than a ligand is passed
+    over.
+    """
+    found = []
+    kept = receptor.notes["groups_kept"]
+    for residue, name in enumerate(receptor.residue_names):
+        if name not in kept or name in LAST:
+            continue
+        coords = receptor.coords[receptor.residue_index == residue]
+        inside = site is None or np.mean(site.distance(coords) == 0) >= 0.5
+        if len(coords) >= MIN_ATOMS and inside:
+            found.append(f"{name} {receptor.residue_ids[residue]}")
+    if not found:
+        return ()
+    more = ", ..." if len(found) > 3 else ""
+    where = "" if site is None else " in the box"
+    return (
+        f"{receptor.name}: {', '.join(found[:3])}{more}{where} stays as part of the protein; "
+        "a ligand that is in the way: take it out of the file, or give it as --autobox_ligand",
+    )
 
 
 def missing(receptor: Receptor) -> tuple[str, ...]:

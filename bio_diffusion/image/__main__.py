@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bio_diffusion.command import Parser
+from bio_diffusion.command import Parser, start
 
 _EPILOG = """\
 Exit status: 0 all done; 1 a fault of this program; 2 bad usage or input, before any work;
@@ -99,9 +99,7 @@ def _run(sub: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parser().parse_args(arguments)
-    from .command import run  # torch loads only now
-
-    return run(options)
+    return start("bio_diffusion.image.command", options)  # torch loads only now
 
 
 if __name__ == "__main__":

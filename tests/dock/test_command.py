@@ -13,7 +13,7 @@ import pytest
 from rdkit import Chem
 
 from bio_diffusion.dock import command, parallel, plan
-from bio_diffusion.dock.__main__ import main
+from bio_diffusion.dock.__main__ import main, parser
 from bio_diffusion.dock.results import COLUMNS, JOURNAL
 from bio_diffusion.folders import open_journal
 
@@ -300,6 +300,48 @@ def test_a_folder_in_use_is_refused_and_strangers_survive(tmp_path, capsys):
     assert dock(file, "--ligand", "CCO") == 2 == dock(file / "in", "--ligand", "CCO")
 
 
+def test_a_run_never_replaces_what_it_reads(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert dock(out, "--ligand", "CCO") == 0
+    poses = out / "poses.sdf"
+    before = poses.read_bytes()
+    for again in ("--overwrite", "--resume"):
+        assert dock(out, "--ligands", poses, again) == 2
+        assert dock(out, "--ligand", "CCO", again, site=["--autobox_ligand", str(poses)]) == 2
+        assert all("would replace it" in line for line in capsys.readouterr().err.splitlines())
+    assert poses.read_bytes() == before
+
+
+def test_a_reference_that_reads_as_no_molecule_still_leaves_the_site(tmp_path, capsys):
+    lines = [x for x in PROTEIN.read_text().splitlines() if x.startswith(("ATOM", "HETATM"))]
+    block = Chem.MolFromMolFile(str(LIGAND))
+    group = [
+        f"HETATM{9000 + i:5d}  {a.GetSymbol():<3s} LG{n} A {900 + n}    "
+        f"{p.x:8.3f}{p.y:8.3f}{p.z + 9 * n - 9:8.3f}"
+        f"  1.00  0.00          {a.GetSymbol().upper():>2s}"
+        for n in (1, 2)
+        for i, a in enumerate(block.GetAtoms())
+        for p in [block.GetConformer().GetAtomPosition(i)]
+    ]
+    protein, marker = tmp_path / "p.pdb", tmp_path / "marker.pdb"
+    protein.write_text("\n".join([*lines, *group, "END", ""]))
+    marker.write_text("\n".join([*group, "END", ""]))
+    words = ["--protein", protein, "--ligand", "CCO", *TINY, "--workers", 1]
+    out = tmp_path / "a"
+    assert main([str(w) for w in [*words, "--autobox_ligand", marker, "--out", out]]) == 0
+    notes = json.loads((out / "summary.json").read_text())["protein"]["notes"]
+    assert notes["groups_taken_out"] == 2 and notes["groups_kept"] == {}
+    assert "no RMSD is measured to it" in capsys.readouterr().err
+    center = [f"{x:.1f}" for x in block.GetConformer().GetPositions().mean(0)]
+    assert main([str(w) for w in [*words, "--center", *center, "--out", tmp_path / "b"]]) == 0
+    assert "LG1 A:901, LG2 A:902 in the box stays" in capsys.readouterr().err
+
+
+def test_negative_numbers_in_any_spelling_are_coordinates():
+    options = parser().parse_args(["--protein", "p", "--center", "-5.", "-1e1", "-.5"])
+    assert options.center == [-5.0, -10.0, -0.5]
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     out = tmp_path / "out"
     assert dock(out, "--ligand", "CCO") == 0
@@ -354,7 +396,9 @@ def test_resuming_a_cut_journal_gives_the_unbroken_run(library, tmp_path, monkey
         assert not list(out.glob(".*.part"))
 
 
-def test_a_changed_input_or_setting_is_never_served_from_before(library, tmp_path, monkeypatch):
+def test_a_changed_input_or_setting_is_never_served_from_before(
+    library, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "out"
     assert dock(out, "--ligands", library) == 0
     docked = []
@@ -363,7 +407,10 @@ def test_a_changed_input_or_setting_is_never_served_from_before(library, tmp_pat
         plan.Session, "__call__", lambda self, job: docked.append(job.ligand.id) or plain(self, job)
     )
     assert dock(out, "--ligands", library, "--resume") == 0 and docked == []
-    assert dock(out, "--ligands", library, "--resume", "--seed", 5) == 0 and len(docked) == 4
+    assert capsys.readouterr().err == ""
+    words = ["--protein", PROTEIN, *BOX, "--ligands", library, "--out", out, "--resume", *TINY]
+    assert main([str(w) for w in [*words, "--seed", 5, "--workers", 1]]) == 0 and len(docked) == 4
+    assert "4 ligands were docked with another" in capsys.readouterr().err
     docked.clear()
     library.write_text(library.read_text().replace("CC(=O)NC amide", "CC(=O)NCC amide"))
     assert dock(out, "--ligands", library, "--resume", "--seed", 5) == 0 and docked == ["amide"]

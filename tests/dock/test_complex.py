@@ -226,7 +226,39 @@ def test_without_takes_out_what_lies_where_the_ligand_lies(tmp_path, receptor):
     ligand = one(LIGAND)
     full = read_receptor(with_lines(tmp_path, ligand_lines(ligand, "LG1")))
     assert len(full) == len(receptor) + len(ligand.crystal)
-    assert len(full.without(ligand.crystal)) == len(receptor)
+    rest = full.without(ligand.crystal)
+    assert len(rest) == len(receptor)
+    assert full.notes["groups_kept"] == {"LG1": 1} and rest.notes["groups_kept"] == {}
+    assert rest.notes["groups_taken_out"] == full.notes["groups_taken_out"] + 1
+
+
+def test_names_of_protonation_states_are_amino_acids(tmp_path, receptor):
+    states = {"HIS": "HIE", "CYS": "CYX", "ASP": "ASH", "GLU": "GLH", "LYS": "LYN"}
+    text = PROTEIN.read_text()
+    for plain, state in states.items():
+        text = text.replace(f" {plain} ", f" {state} ")
+    path = tmp_path / "prepared.pdb"
+    path.write_text(text)
+    read = read_receptor(path)
+    assert read.notes["states_renamed"] == sum(n in states for n in receptor.residue_names)
+    assert read.residue_names == receptor.residue_names
+    assert read.pdb == receptor.pdb and not read.hetero.any()
+    # O-phosphohistidine is called HIP, too
+    lines = [atom_line(n, "HIP", 900, (50.0 + i, 0, 0), n[0]) for i, n in enumerate(("N", "P"))]
+    assert "HIP" in read_receptor(with_lines(tmp_path, lines)).residue_names
+
+
+def test_caps_belong_to_the_chain(tmp_path, receptor):
+    at = receptor.coords[receptor.atom_names.index("N")]
+    lines = [
+        atom_line("C", "ACE", 0, tuple(at + [1.3, 0, 0]), "C", "ATOM"),
+        atom_line("CH3", "ACE", 0, tuple(at + [2.0, 1.3, 0]), "C", "ATOM"),
+        atom_line("O", "ACE", 0, tuple(at + [2.0, -1.1, 0]), "O", "ATOM"),
+    ]
+    read = read_receptor(with_lines(tmp_path, lines))
+    assert read.notes["modified_kept"] == {"ACE": 1} and read.notes["groups_kept"] == {}
+    for key in ("protein_residues", "missing_backbone", "chain_breaks"):
+        assert read.notes[key] == receptor.notes[key]
 
 
 BAD_PROTEINS = {
@@ -452,6 +484,7 @@ def test_salts_are_taken_off_and_noted():
         "CCN(CC)CCOC(=O)c1ccc(N)cc1.Cl",
         "CCN(CC)CCOC(=O)c1ccc(N)cc1.OC(=O)/C=C/C(=O)O.O",
         "CCN(CC)CCOC(=O)c1ccc(N)cc1.[Na+].[Cl-]",
+        "CCN(CC)CCOC(=O)c1ccc(N)cc1.OC(=O)c1cc2ccccc2c(c1O)Cc1c(O)c(cc2ccccc12)C(=O)O",
     ):
         record = one(smiles)
         assert isinstance(record, Ligand)

@@ -1,5 +1,6 @@
 """The pool of processes: every job has one outcome, whatever happens to its worker."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -14,17 +15,33 @@ def work(number):
         time.sleep(60)
     if number == -3:
         raise MemoryError
+    if number == -4:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
     return number * number
 
 
 def test_every_job_has_one_outcome_even_if_workers_die():
-    jobs = iter([2, -1, 3, -2, 4, -3, 5])
+    jobs = iter([2, -1, 3, -2, 4, -3, 5, -4])
     outcomes = list(run_pool(work, jobs, 2, 3.0))
     found = {outcome.job: outcome.result for outcome in outcomes}
-    assert len(outcomes) == len(found) == 7
+    assert len(outcomes) == len(found) == 8
     assert {job: result for job, result in found.items() if job > 0} == {2: 4, 3: 9, 4: 16, 5: 25}
     assert found[-1].code == "crash" and "SIGKILL" in found[-1].reason
-    assert found[-2].code == "timeout" and found[-3].code == "memory"
+    assert found[-2].code == "timeout"
+    assert found[-3].code == found[-4].code == "memory"
+
+
+def test_a_worker_that_dies_idle_is_replaced():
+    def jobs():
+        yield 2
+        yield 3
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        yield 4
+
+    crew = run_pool(work, jobs(), 1, 30.0)
+    assert [outcome.result for outcome in crew] == [4, 9, 16]
 
 
 def test_jobs_are_drawn_only_when_a_worker_is_free():

@@ -137,6 +137,22 @@ def test_redocking_finds_the_crystal_pose(receptor, crystal, site):
     assert found.rows[0]["valid"]
 
 
+def test_fewer_poses_are_the_first_of_more(receptor, site):
+    few = {**TINY, "starts": 24, "rounds": 2, "judged": 12}
+    asked = [
+        next(Docker.load(**{**few, "num_poses": n}).dock(receptor, ["CC(=O)Nc1ccccc1"], site))
+        for n in (1, 6)
+    ]
+    assert len(asked[1].rows) == 6
+    assert asked[0].rows[0] == asked[1].rows[0]
+
+
+def test_words_and_files_mix_with_what_was_read(receptor, site):
+    found = list(Docker.load(**TINY).dock(receptor, ["CCO", ligand("CCN"), "C1CC"], site))
+    assert [f.ligand.mol.GetNumAtoms() for f in found[:2]] == [3, 3]
+    assert isinstance(found[2], Failure)
+
+
 def test_a_bad_ligand_is_a_failure_and_the_next_is_docked(receptor, site):
     items = [Failure("bad", "parse", "no"), ligand("CCO")]
     bad, good = Docker.load(**TINY).dock(receptor, items, site)
@@ -149,6 +165,9 @@ def test_a_site_away_or_a_bad_setting_is_refused(receptor):
         list(Docker.load().dock(receptor, "CCO", far))
     for name, value in (("starts", 0), ("starts", 10**6), ("steps", 10**5), ("spread", np.nan)):
         with pytest.raises(InputError, match=f"{name} is .*must lie between"):
+            Docker.load(**{name: value})
+    for name, value in (("num_poses", "2"), ("starts", 1.5), ("spread", True)):
+        with pytest.raises(InputError, match=f"{name} is .*must be a"):
             Docker.load(**{name: value})
     with pytest.raises(InputError, match="draws no latents"):
         Docker.load(latent_guidance=1.0)
@@ -166,6 +185,22 @@ def test_the_reference_follows_the_atom_order_of_the_ligand(crystal, receptor):
         assert np.linalg.norm(pose[i] - pose[j]) < 1.9
     assert sorted(map(tuple, pose)) == sorted(map(tuple, xyz))
     assert reference_pose(ligand("CCO"), receptor.receptor, crystal) is None
+
+
+def test_the_reference_is_found_whatever_the_protons(receptor):
+    def placed(smiles):
+        return replace(ligand(smiles), crystal=np.arange(3.0 * n).reshape(-1, 3))
+
+    for crystal, other in (
+        ("CC(=O)[O-]", "CC(=O)O"),
+        ("C[NH2+]C", "CNC"),
+        ("O=c1cccc[nH]1", "Oc1ccccn1"),
+        ("C[C@H](F)Cl", "C[C@@H](F)Cl"),
+    ):
+        n = ligand(crystal).mol.GetNumAtoms()
+        assert reference_pose(ligand(other), receptor.receptor, placed(crystal)) is not None
+    n = 6
+    assert reference_pose(ligand("C1CCCCC1"), receptor.receptor, placed("c1ccccc1")) is None
 
 
 def test_own_coordinates_count_as_crystal_pose_only_inside_the_protein(crystal, receptor):
