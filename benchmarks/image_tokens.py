@@ -1,6 +1,6 @@
 """Digits as tokens of 16 greys: uniform noise against masks, each on its time grids.
 
-    python benchmarks/image_tokens.py train RUNS                    9 networks
+    python benchmarks/image_tokens.py train RUNS                    15 networks
     python benchmarks/image_tokens.py measure RUNS --out rows.jsonl
     python benchmarks/image_tokens.py table rows.jsonl
     python benchmarks/image_tokens.py draw RUNS --png digits.png    a row of each process
@@ -10,6 +10,7 @@ times and noise in training, and one of test digits and noise in judging.
 
     udlm       `image/mnist_udlm`, ancestral steps
     mdlm       `image/mnist_mdlm`, ancestral steps
+    ..._logistic   the same with a truncated logistic law in place of the softmax
     gaussian   `image/mnist`, the peer: 256 greys, Heun with no more calls of the network
 
 Frechet distances are of features of the MNIST classifier that ships, to all test digits. The bound
@@ -38,11 +39,21 @@ from bio_diffusion.grids import measure as fitted
 from bio_diffusion.image.pipeline import ImageSampler, schedule_probe
 from bio_diffusion.image.results import grid_png
 
-KINDS = {"udlm": "image/mnist_udlm", "mdlm": "image/mnist_mdlm", "gaussian": "image/mnist"}
+KINDS = {
+    "udlm": ["experiment=image/mnist_udlm"],
+    "mdlm": ["experiment=image/mnist_mdlm"],
+    "udlm_logistic": ["experiment=image/mnist_udlm", "experiment.head=logistic"],
+    "mdlm_logistic": ["experiment=image/mnist_mdlm", "experiment.head=logistic"],
+    "gaussian": ["experiment=image/mnist"],
+}
 HAND = {"udlm": ("linear", "sine"), "mdlm": ("linear", "cosine")}
 FITTED = {"udlm": ("path",), "mdlm": ("unmasking",), "gaussian": ("heun-terminal",)}
 CALLS = (8, 12, 32)
 GOAL = 32  # calls of the best grid by hand, to be reached with fewer
+
+
+def process_of(kind):
+    return kind.partition("_")[0]
 
 
 def model_of(runs, kind, seed):
@@ -51,9 +62,9 @@ def model_of(runs, kind, seed):
 
 def train(args):
     for seed in range(args.seeds):
-        for kind, experiment in KINDS.items():
+        for kind, words in KINDS.items():
             trained(
-                model_of(args.runs, kind, seed).parent, f"experiment={experiment}",
+                model_of(args.runs, kind, seed).parent, *words,
                 f"seed={seed}", f"experiment.seed={seed}", f"experiment.batch={args.batch}",
                 f"fit.max_steps={args.steps}", f"fit.evaluate_every={args.steps}",
             )  # fmt: skip
@@ -62,12 +73,12 @@ def train(args):
 def grids_of(kind, path):
     """Name -> grid of so many calls."""
     probe = Probe(*schedule_probe(path, 64))
-    curves = {name: fitted(probe, name, 40).knots for name in FITTED[kind]}
+    curves = {name: fitted(probe, name, 40).knots for name in FITTED[process_of(kind)]}
     if kind == "gaussian":
         curves = {"Karras": lambda n: karras(probe.process, n), **curves}
         return {name: lambda n, grid=grid: grid(n // 2) for name, grid in curves.items()}
-    known = hand("uniform" if kind == "udlm" else "masking")
-    return {name: known[name] for name in HAND[kind]} | curves
+    known = hand("uniform" if process_of(kind) == "udlm" else "masking")
+    return {name: known[name] for name in HAND[process_of(kind)]} | curves
 
 
 def drawn(model, count, times, seed):
@@ -138,7 +149,7 @@ def table(args):
     )  # fmt: skip
     for kind, found in models.items():
         best = min(
-            (grid for grid in found[0]["looks"] if grid not in FITTED[kind]),
+            (grid for grid in found[0]["looks"] if grid not in FITTED[process_of(kind)]),
             key=lambda grid, found=found: sum(look(r, grid, GOAL)["distance"] for r in found),
         )
         for grid in found[0]["looks"]:

@@ -113,14 +113,15 @@ def kept(model: Checkpoint) -> Curve | None:
 class Follower:
     """A time grid that follows a training run, and is kept in its model.
 
-    A length read off the losses is free. Another is measured every `every` steps, one interval of
-    the probe grid at a time, on a batch of the run: two network calls without gradients.
+    A length read off the losses is free. Another is measured every tenth step, oftener in a short
+    run so that half of it is enough, one interval of the probe grid at a time, on a batch of the
+    run: two network calls without gradients.
 
     Args:
         name: of the length.
         experiment: see `train.Experiment`.
         seed: of the run.
-        every: steps between measurements.
+        steps: of the run.
         intervals: of the probe grid.
 
     Raises:
@@ -128,15 +129,17 @@ class Follower:
     """
 
     def __init__(
-        self, name: str, experiment: Any, seed: int, every: int = 10, intervals: int = 40
+        self, name: str, experiment: Any, seed: int, steps: int, intervals: int = 40
     ) -> None:
-        self.experiment, self.seed, self.every = experiment, seed, every
+        self.experiment, self.seed = experiment, seed
         self.generator = torch.Generator()
         found = lengths_named(name, experiment.process, self.generator)
         if len(found) > 1:
             raise ValueError(f"the length {name!r} mixes several, which no run can follow")
         follows = LossCurve if _is_reading(found[0]) else Online
         self.grid: LossCurve | Online = follows(experiment.process, found[0], intervals)  # type: ignore[arg-type]
+        needed = intervals * self.grid.visits if isinstance(self.grid, Online) else 1
+        self.every = min(10, max(1, steps // (2 * needed)))
 
     def after(self, step: Step) -> None:
         """Takes in a step of training."""

@@ -201,7 +201,15 @@ class Run:
             return 130
         self.evaluate()
         self.save()
-        self._say("%s; the model is %s", reason, self.folder / "model.safetensors")
+        model = self.folder / "model.safetensors"
+        if self.grid and self.grid.curve is None:
+            log.warning(
+                "too few steps for a time grid of %s; one is fitted by "
+                "python -m bio_diffusion.schedule fit --model %s",
+                self.fit["grid"],
+                model,
+            )
+        self._say("%s; the model is %s", reason, model)
         return 0
 
     def evaluate(self) -> None:
@@ -259,7 +267,7 @@ class Run:
         from bio_diffusion.grids import Follower
 
         try:
-            return Follower(length, self.experiment, self.config["seed"])
+            return Follower(length, self.experiment, self.config["seed"], self.fit["max_steps"])
         except ValueError as error:
             raise ConfigError(f"fit.grid={length}: {error}") from error
 

@@ -23,6 +23,7 @@ What a step costs, by --length:
 import argparse
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bio_diffusion.command import Parser
+from bio_diffusion.command import Parser, exit_status
+from bio_diffusion.files import InputError
 
 if TYPE_CHECKING:
     from bio_diffusion.checkpoint import Checkpoint
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LENGTHS", "fit", "fingerprint", "main", "read_grid", "save_grid"]
 
+log = logging.getLogger("bio_diffusion.schedule")
+
+_MOST = 100_000  # steps, probes or intervals
 LENGTHS = (
     "velocity", "corrector", "truncation", "heun", "terminal", "heun-terminal", "walked",
     "heun-walked", "ancestral", "entropic", "mixture", "path", "unmasking",
@@ -47,7 +52,6 @@ _PROBES = {
     "dock": "bio_diffusion.dock.network:schedule_probe",
     "design": "bio_diffusion.design.pipeline:schedule_probe",
     "image": "bio_diffusion.image.pipeline:schedule_probe",
-    "image_tokens": "bio_diffusion.image.pipeline:schedule_probe",
     "toy": "bio_diffusion.toy:schedule_probe",
 }
 
@@ -149,50 +153,90 @@ def read_grid(path: Path, model: "Checkpoint") -> "Curve":
     try:
         if "knots" not in data:
             return Curve.from_dict(data)
-        knots = [float(time) for time in data["knots"]]
+        knots = data["knots"]
+        if not isinstance(knots, list) or any(type(knot) not in (int, float) for knot in knots):
+            raise ValueError("knots are a list of numbers, from 1 down to 0")
         if len(knots) < 2 or knots[0] != 1 or knots[-1] != 0:
             raise ValueError("knots run from 1 to 0")
         for high, low in zip(knots, knots[1:], strict=False):
             if not low < high:
                 raise ValueError(f"knots must fall strictly, but {low:g} follows {high:g}")
         return Curve.through(knots)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 # --- command -------------------------------------------------------------------------------------
 
 
-def _fit(args: argparse.Namespace) -> Iterator[str]:
+class _Task:
+    """A command whose model and places to write to are known to be usable.
+
+    Raises:
+        InputError: a number is out of bounds, or a folder to write into is missing.
+        CheckpointError: there is no such model.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from bio_diffusion.checkpoint import WEIGHTS, find
+
+        self.options = options
+        for name in ("steps", "probes", "intervals"):
+            value = getattr(options, name, None)
+            if value is not None and not 1 <= value <= _MOST:
+                raise InputError("setting", f"--{name} is {value}; it must be 1 to {_MOST}")
+        options.model = find(options.model)
+        self.written = getattr(options, "out", None) or options.model
+        for path in (self.written, getattr(options, "save", None)):
+            if path is not None and not path.parent.is_dir():
+                raise InputError("out_file", f"{path}: its folder is missing; make it first")
+        if self.written.parent == WEIGHTS and options.run is not _show:
+            log.warning("%s ships with the package and is changed; --out keeps it", self.written)
+
+    @property
+    def place(self) -> Path:
+        return self.written.parent
+
+    def execute(self) -> int:
+        try:
+            for line in self.options.run(self.options, self.written):
+                log.info("%s", line)
+        except OSError as error:
+            place = error.filename2 or error.filename
+            raise InputError(
+                "out_unwritable", f"{place}: cannot be written ({error.strerror}); use --out"
+            ) from error
+        return 0
+
+
+def _fit(options: argparse.Namespace, out: Path) -> Iterator[str]:
     from bio_diffusion import checkpoint
 
-    curve, sha256 = fit(args.model, args.length, args.probes, args.intervals, args.out)
-    if args.save:
-        path = args.out or args.model
-        save_grid(args.save, checkpoint.load(path, checkpoint.header(path)["kind"]))
-    yield _knots(curve, args.steps)
-    yield f"{args.out or args.model} sha256 {sha256}"
+    curve, sha256 = fit(options.model, options.length, options.probes, options.intervals, out)
+    if options.save:
+        save_grid(options.save, checkpoint.load(out, checkpoint.header(out)["kind"]))
+    yield _knots(curve, options.steps)
+    yield f"{out} sha256 {sha256}"
 
 
-def _show(args: argparse.Namespace) -> Iterator[str]:
+def _show(options: argparse.Namespace, _: Path) -> Iterator[str]:
     from bio_diffusion import checkpoint, grids
 
-    model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
+    model = checkpoint.load(options.model, checkpoint.header(options.model)["kind"])
     curve = grids.kept(model)
     if curve is None:
-        raise ValueError(f"{args.model}: holds no time grid; fit one: fit --model {args.model}")
+        raise ValueError(f"{options.model}: holds no time grid; fit one: fit --model FILE")
     told = model.info.get("grid", {})
     yield f"length {told.get('length', 'unknown')}, total {curve.total:.4g}"
-    yield _knots(curve, args.steps)
+    yield _knots(curve, options.steps)
 
 
-def _set(args: argparse.Namespace) -> Iterator[str]:
+def _set(options: argparse.Namespace, out: Path) -> Iterator[str]:
     from bio_diffusion import checkpoint
 
-    model = checkpoint.load(args.model, checkpoint.header(args.model)["kind"])
-    curve = read_grid(args.grid, model)
-    path = args.out or args.model
-    yield f"{path} sha256 {_put(curve, {'length': 'from a file'}, args.model, path)}"
+    model = checkpoint.load(options.model, checkpoint.header(options.model)["kind"])
+    curve = read_grid(options.grid, model)
+    yield f"{out} sha256 {_put(curve, {'length': 'from a file'}, options.model, out)}"
 
 
 def _knots(curve: "Curve", steps: int) -> str:
@@ -204,11 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m bio_diffusion.schedule",
         description=__doc__,
-        epilog="Exit status: 0 done; 2 bad usage, or a model or grid that cannot be used.",
+        epilog="Exit status: 0 done; 1 a fault of this program; 2 bad usage, or a model or grid "
+        "that cannot be used; 130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="fit | show | set")
     model = Parser(add_help=False)
+    model.add_argument("--log-file", metavar="FILE", help="full log, with tracebacks")
     model.add_argument("--model", required=True, help="a model file, or the name of one that ships")
     steps = Parser(add_help=False)
     steps.add_argument("--steps", type=int, default=20, help="print the knots for so many steps")
@@ -227,25 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("set", parents=[model, out], help="put a grid into a model")
     command.add_argument("--grid", type=Path, required=True, help="a file of fit --save, or knots")
     command.set_defaults(run=_set)
-    args = parser.parse_args(arguments)
-    from bio_diffusion.checkpoint import CheckpointError, find
+    options = parser.parse_args(arguments)
+    options.quiet = False
+    from bio_diffusion.checkpoint import CheckpointError
 
-    for name in ("steps", "probes", "intervals"):
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be 1 or more")
-    try:
-        args.model = find(args.model)
-        for line in args.run(args):
-            print(line)
-    except (CheckpointError, ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        place = error.filename2 or error.filename
-        print(f"{place}: cannot be written ({error.strerror}); use --out", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(options, log, _Task, (CheckpointError, ValueError, FileNotFoundError))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 from bio_diffusion.checkpoint import CheckpointError
 from bio_diffusion.command import Parser
 from bio_diffusion.config import ConfigError, choices, compose, override, read, split
-from bio_diffusion.files import InputError, write_json
+from bio_diffusion.files import write_json
 from bio_diffusion.runs import Run
 
 log = logging.getLogger("bio_diffusion.train")
@@ -74,9 +74,13 @@ def _guarded(config: Mapping[str, Any], folder: Path, *, resume: bool, first: bo
     """The exit status of a run, faults included."""
     try:
         run = Run(config, folder, resume=resume)
-    except (ConfigError, CheckpointError, InputError, FileNotFoundError) as error:
+    except (CheckpointError, FileNotFoundError, ValueError) as error:  # settings and data
+        log.debug("refused", exc_info=error)
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted before the first step", file=sys.stderr)
+        return 130
     except Exception as error:
         return _fault(error, folder)
     try:

@@ -94,7 +94,11 @@ def test_bad_grids_are_refused_in_one_line(model, tmp_path, capsys):
         ("[1, 0]", "want JSON"),
         ('{"knots": [1, 0.2, 0.5, 0]}', "0.5 follows 0.2"),
         ('{"knots": [1, 0.5]}', "from 1 to 0"),
-        ('{"knots": [1, null, 0]}', "float"),
+        ('{"knots": [1, null, 0]}', "numbers"),
+        ('{"knots": 3}', "numbers"),
+        ('{"knots": "abc"}', "numbers"),
+        ('{"times": [0, 0.5], "lengths": [0, 1]}', "end there"),
+        ('{"times": [0, 0.5, 1], "lengths": [1, 2, 3]}', "begin with 0"),
         ('{"times": [0, 1]}', "lengths"),
         ('{"times": [0, 0.5, 0.4], "lengths": [0, 1, 2]}', "rise strictly"),
         ('{"times": [0, 0.5, 1.5], "lengths": [0, 1, 2]}', "between 0 and 1"),
@@ -120,7 +124,7 @@ def test_a_model_whose_grid_is_none_says_so(model, capsys):
 
 @pytest.mark.parametrize("length", ["velocity", "entropic"])
 def test_a_grid_follows_a_run_and_survives_resuming(tmp_path, length, monkeypatch):
-    monkeypatch.setattr(grids.Follower.__init__, "__defaults__", (1, 4))  # every step, 4 intervals
+    monkeypatch.setattr(grids.Follower.__init__, "__defaults__", (4,))  # intervals: every step
     words, steps = [f"fit.grid={length}"], 40  # each interval must have been seen eight times
     whole = trained(tmp_path / "whole", *words, f"fit.max_steps={steps}")
     trained(tmp_path / "broken", *words, f"fit.max_steps={steps - 15}")
@@ -134,6 +138,21 @@ def test_a_grid_follows_a_run_and_survives_resuming(tmp_path, length, monkeypatc
     ]
     assert found[0].grid is not None and found[0].grid == found[1].grid
     assert found[0].info["grid"] == {"length": length}
+
+
+def test_a_short_run_is_measured_oftener(tmp_path):
+    config = compose("train", ["experiment=toy/mixture", "fit.grid=velocity", "device=cpu"])
+    every = {}
+    for steps in (100, 1280, 10**5):
+        follower = Run({**config, "fit": {**config["fit"], "max_steps": steps}}, tmp_path).grid
+        every[steps] = follower.every
+    assert every == {100: 1, 1280: 2, 10**5: 10}
+
+
+def test_too_few_steps_for_a_grid_are_told(tmp_path, caplog):
+    file = trained(tmp_path / "run", "fit.max_steps=2", "fit.grid=velocity")
+    assert checkpoint.load(file, "toy").grid is None
+    assert "too few steps for a time grid" in caplog.text
 
 
 def test_a_run_refuses_lengths_that_it_cannot_follow(tmp_path):

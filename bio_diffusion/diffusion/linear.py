@@ -113,13 +113,17 @@ class LinearDiffusion(Process):
         sigma_data: float = 1.0,
     ) -> None:
         super().__init__()
-        if sigma_data <= 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-        if init_var <= 0 or not 0 < t_min < 1:
-            raise ValueError(f"want init_var > 0 and 0 < t_min < 1, got {init_var} and {t_min}")
-        if rate is not None and rate <= 0:
-            raise ValueError(f"rate must be positive, got {rate}")
-        recipe = Recipe(*(matrix.double() for matrix in recipe))
+        named = {
+            "sigma_data": sigma_data,
+            "init_var": init_var,
+            "rate": 1.0 if rate is None else rate,
+        }
+        for name, value in named.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 < t_min < 1:
+            raise ValueError(f"want 0 < t_min < 1, got {t_min}")
+        recipe = Recipe(*(torch.as_tensor(matrix, dtype=torch.float64) for matrix in recipe))
         check(recipe)
         if rate is not None:
             recipe = recipe.scaled(rate)

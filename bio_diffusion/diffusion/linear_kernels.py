@@ -54,7 +54,7 @@ class Clock:
     """tau(t) = b0 t + (b1 - b0) t^2 / 2, the integral of beta(t) = b0 + (b1 - b0) t; float64."""
 
     def __init__(self, b0: float = 0.1, b1: float = 10.0) -> None:
-        if not 0 < b0 < b1:
+        if not 0 < b0 < b1 < math.inf:
             raise ValueError(f"want 0 < b0 < b1, got {b0} and {b1}")
         self.b0, self.b1 = b0, b1
 
@@ -103,12 +103,17 @@ def check(recipe: Recipe) -> None:
     """
     recipe = Recipe(*(matrix.detach() for matrix in recipe))
     Q, D, S = recipe
+    if S.ndim != 1 or not len(S):
+        raise ValueError(f"S holds a variance for each variable, the datum's first; got {S}")
     K = len(S)
     if Q.shape != (K, K) or D.shape != (K, K):
         raise ValueError(
             f"want Q and D of shape ({K}, {K}) beside S of length {K}, got {tuple(Q.shape)} and "
             f"{tuple(D.shape)}"
         )
+    for name, matrix in zip("QDS", recipe, strict=True):
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"{name} must be finite, got {matrix.tolist()}")
     if not bool((S > 0).all()):
         raise ValueError(f"S holds variances and must be positive, got {S.tolist()}")
     size = float(torch.cat([Q, D]).abs().max()) * 1e-9
@@ -172,6 +177,8 @@ def malda(variables: int = 3, mass: float = 1.0) -> Recipe:
 
     Source: Singhal, Goldstein & Ranganath 2023.
     """
+    if variables < 2:
+        raise ValueError(f"MALDA has noise on auxiliaries alone: want 2 variables, got {variables}")
     lower = torch.ones(variables, variables, dtype=torch.float64).tril(-1)
     S = torch.full((variables,), mass, dtype=torch.float64)
     D = torch.full((variables,), 2 * math.sqrt(mass), dtype=torch.float64)

@@ -164,9 +164,11 @@ class Curve:
             rises = all(a < b for a, b in zip(values, values[1:], strict=False))
             if not rises or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} of a curve must be finite and rise strictly")
-        if self.times[0] < 0 or self.times[-1] > 1:
+        if self.times[0] < 0 or self.times[-1] != 1:
             ends = f"{self.times[0]:g} to {self.times[-1]:g}"
-            raise ValueError(f"times of a curve lie between 0 and 1, not from {ends}")
+            raise ValueError(f"times of a curve lie between 0 and 1 and end there, not {ends}")
+        if self.lengths[0] != 0:
+            raise ValueError(f"lengths of a curve begin with 0, not with {self.lengths[0]:g}")
 
     @classmethod
     def from_costs(

@@ -30,10 +30,18 @@ class Batches:
     ) -> None:
         self.device, self.batch, self.bf16, self.seed = device, batch, bf16, seed
         self.flip = flip
+        if batch < 1:
+            raise ConfigError(f"experiment.batch is {batch}; it must be 1 or more")
         self.train, self.val = (open_pictures(data, split) for split in ("train", "val"))
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises: ConfigError if the pictures have another shape."""
+        if self.train.shape != self.val.shape:
+            here, there = list(self.train.shape), list(self.val.shape)
+            raise ConfigError(
+                f"pictures to train on have the shape {here}, but held-out ones {there}: bring all "
+                "to one"
+            )
         for pictures in (self.train, self.val):
             if pictures.shape != tuple(shape):
                 raise ConfigError(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,14 +65,15 @@ def open_pictures(name: str, split: str) -> Pictures:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        InputError: it holds no pictures, pictures of several sizes, or cannot be read.
+        InputError: it holds no pictures, too few to hold some out, pictures of several sizes, or
+            labels that are none, or cannot be read.
     """
     path = find_data(name, "name an .npz, or a folder of pictures")
     if path.is_dir():
         batches = sorted(path.glob("*data*.npz"))
         return _published(batches, split, path) if batches else _folder(path, split)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             return _arrays(file, split, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         if isinstance(error, InputError):
@@ -81,26 +82,38 @@ def open_pictures(name: str, split: str) -> Pictures:
         raise InputError("npz", f"{path}: is no readable .npz of pictures ({reason})") from None
 
 
+def _opened(path: Path) -> np.lib.npyio.NpzFile:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise InputError("npz", f"{path}: is a single array; store it by np.savez(FILE, x=...)")
+    return file
+
+
 # --- arrays --------------------------------------------------------------------------------------
 
 
 def _arrays(file: Mapping[str, np.ndarray], split: str, path: Path) -> Pictures:
-    labels = torch.from_numpy(file[f"y_{split}"]).long() if f"y_{split}" in file else None
+    y = file.get(f"y_{split}")
     if f"x_{split}" in file:
-        return Pictures(_pixels(file[f"x_{split}"], path), labels)
+        x = _pixels(file[f"x_{split}"], path)
+        return Pictures(x, _labels(y, len(x), path))
     if f"jpeg_{split}" in file:
-        raw, ends = file[f"jpeg_{split}"], file[f"offset_{split}"]
+        raw, ends = file[f"jpeg_{split}"], file.get(f"offset_{split}")
+        if ends is None or ends.ndim != 1 or len(ends) < 2 or ends.dtype.kind not in "iu":
+            want = f"offset_{split}, whole numbers: where each picture begins, and the end"
+            raise InputError("npz", f"{path}: jpeg_{split} needs {want}")
         named = (
             (f"{path}: picture {i}", io.BytesIO(raw[ends[i] : ends[i + 1]].tobytes()))
             for i in range(len(ends) - 1)
         )
-        return Pictures(_stacked(named), labels)
+        return Pictures(_stacked(named), _labels(y, len(ends) - 1, path))
     for key in _SINGLE:
         if key in file:
             every = _pixels(file[key], path)
-            kept = _chosen(len(every), split)
+            kept = _chosen(len(every), split, path)
             y = next((file[k] for k in ("y", "labels") if k in file), None)
-            return Pictures(every[kept], None if y is None else torch.from_numpy(y).long()[kept])
+            labels = _labels(y, len(every), path)
+            return Pictures(every[kept], None if labels is None else labels[kept])
     there = ", ".join(file)
     raise InputError("npz", f"{path}: holds {there}; name its pictures x_{split}, or x")
 
@@ -123,6 +136,19 @@ def _pixels(array: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+def _labels(array: np.ndarray | None, count: int, path: Path) -> Tensor | None:
+    """(N,) long, or None."""
+    if array is None:
+        return None
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise InputError(
+            "labels",
+            f"{path}: labels of shape {array.shape} and type {array.dtype} beside {count} "
+            "pictures; give each a whole number from 0",
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
 def _published(batches: list[Path], split: str, path: Path) -> Pictures:
     """Downsampled ImageNet: rows of 3 H W; its val part is test, and train is split."""
     wanted = [b for b in batches if b.name.startswith("val") == (split == "test")]
@@ -130,16 +156,25 @@ def _published(batches: list[Path], split: str, path: Path) -> Pictures:
         raise InputError("missing", f"{path}: holds no *data*.npz for {split}")
     pixels, labels = [], []
     for batch in wanted:
-        with np.load(batch, allow_pickle=False) as file:
+        with _opened(batch) as file:
+            if "data" not in file:
+                raise InputError("npz", f"{batch}: holds {', '.join(file)}; name its pictures data")
             pixels.append(_pixels(file["data"], batch))
-            labels.append(torch.from_numpy(np.asarray(file["labels"])).long() - 1)
-    x, y = torch.cat(pixels), torch.cat(labels)
-    kept = slice(None) if split == "test" else _chosen(len(x), split)
-    return Pictures(x[kept], y[kept])
+            labels.append(_labels(file.get("labels"), len(pixels[-1]), batch))
+    x, known = torch.cat(pixels), [y for y in labels if y is not None]
+    y = torch.cat(known) - 1 if len(known) == len(wanted) else None  # from 1 in the files
+    kept = slice(None) if split == "test" else _chosen(len(x), split, path)
+    return Pictures(x[kept], None if y is None else y[kept])
 
 
-def _chosen(count: int, split: str) -> Tensor:
+def _chosen(count: int, split: str, path: Path) -> Tensor:
     """Places of a split in a set without any."""
+    if split != "train" and count < HELD_OUT:
+        raise InputError(
+            "empty",
+            f"{path}: holds {count} pictures, and of so few none is held out; give {HELD_OUT} or "
+            "more, or splits of your own",
+        )
     place = torch.arange(count)
     held = place % HELD_OUT == HELD_OUT - 1
     return place[~held if split == "train" else held]
@@ -154,33 +189,36 @@ def _folder(path: Path, split: str) -> Pictures:
     if root is None:
         raise InputError("missing", f"{path}: has train/ but neither val/ nor test/; add one")
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if not parts:
-        files = [files[i] for i in _chosen(len(files), split).tolist()]
     if not files:
         raise InputError("empty", f"{root}: holds no picture for {split} (PNG, JPEG, ...)")
-    return Pictures(_stacked((str(file), file) for file in files))
+    chosen = set(range(len(files)) if parts else _chosen(len(files), split, path).tolist())
+    return Pictures(_stacked(((str(file), file) for file in files), chosen))
 
 
-def _stacked(named: Iterator[tuple[str, Path | io.BytesIO]]) -> Tensor:
-    """(N, C, H, W) of files; in colour as soon as one of them is."""
+def _stacked(
+    named: Iterable[tuple[str, Path | io.BytesIO]], chosen: Container[int] | None = None
+) -> Tensor:
+    """(N, C, H, W) of files, all or those chosen; in colour as soon as one of them is.
+
+    All have one size, those that are not chosen, too.
+    """
     from PIL import Image, UnidentifiedImageError
 
     rows: list[np.ndarray] = []
-    first = ("", (0, 0))
-    for name, source in named:
+    first: tuple[str, tuple[int, int]] | None = None
+    for place, (name, source) in enumerate(named):
         try:
             with Image.open(source) as picture:
-                size = picture.size
-                if not rows:
-                    first = (name, size)
-                elif size != first[1]:
-                    (a, (w, h)), (v, u) = first, size
+                first = first or (name, picture.size)
+                if picture.size != first[1]:
+                    (a, (w, h)), (v, u) = first, picture.size
                     raise InputError(
                         "size",
                         f"{one_line(a, 120)} has {w} x {h} pixels but {one_line(name, 120)} "
                         f"{v} x {u}; bring all pictures to one size",
                     )
-                rows.append(_plain(picture))
+                if chosen is None or place in chosen:
+                    rows.append(_plain(picture))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             raise InputError("picture", f"{name}: is no readable picture; remove it") from None
     channels = max(row.shape[0] for row in rows)

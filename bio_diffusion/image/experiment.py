@@ -39,6 +39,7 @@ class Images(Batches):
         lr: learning rate of AdamW.
         noise: mean and standard deviation of ln sigma in training, of the Gaussian process.
         sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
+        head: what the network gives for a token: a `softmax` over the levels, or a `logistic` law.
         tau: temperature of the latents' relaxation.
         hard: one-hot latents in training, with gradients of the soft ones.
         hide: share of pictures whose latents are hidden in training.
@@ -70,6 +71,7 @@ class Images(Batches):
         flip: bool = False,
         bf16: bool = True,
         sigma_data: float = SIGMA_DATA,
+        head: str = "logistic",
         seed: int = 0,
     ) -> None:
         super().__init__(device, data, batch, flip, bf16, seed)
@@ -77,10 +79,15 @@ class Images(Batches):
         if process not in PROCESSES:
             known = ", ".join(PROCESSES)
             raise ConfigError(f"experiment.process is {process!r}; it must be one of {known}")
+        if len(noise) != 2:
+            raise ConfigError(
+                f"experiment.noise is {list(noise)}; it must be the mean and the standard "
+                "deviation of ln sigma"
+            )
         self.fits(shape)
-        self.model = ImageModel(shape, process, levels, network, latents, sigma_data=sigma_data).to(
-            device
-        )
+        self.model = ImageModel(
+            shape, process, levels, network, latents, sigma_data=sigma_data, head=head
+        ).to(device)
         self.module: nn.Module = self.model
         self.bf16 = bf16 and not self.model.multivariate
         self.process = self.model.process
@@ -127,7 +134,7 @@ class Images(Batches):
                 prediction = self.denoiser(noised.x_t, u.to(self.device), cond)
                 loss = self.model.process.loss(prediction, noised, x_0, u.to(self.device)).cpu()
                 sums.setdefault(name, []).append(loss)
-                for third in range(3):
+                for third in thirds.unique().tolist():  # of very few pictures not all have some
                     sums.setdefault(f"{name}_t{third}", []).append(loss[thirds == third])
         figures = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
         if logits:

@@ -53,6 +53,7 @@ class CodePriorFit(Batches):
         network: as there.
         latents: as there.
         sigma_data: as there.
+        head: as there.
         prior: arguments of `CausalPrior`.
         batch: B.
         lr: learning rate of AdamW.
@@ -80,10 +81,11 @@ class CodePriorFit(Batches):
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         sigma_data: float = SIGMA_DATA,
+        head: str = "logistic",
         seed: int = 0,
     ) -> None:
         loaded = checkpoint.load(Path(model), self.kind)
-        own = (shape, process, levels, network, latents, sigma_data)
+        own = (shape, process, levels, network, latents, sigma_data, head)
         given = dict(zip(ARGUMENTS, own, strict=True))
         for name, value in loaded.config["experiment"].items():
             if name in given and given[name] != value:
@@ -154,7 +156,7 @@ class ClassifierFit(Batches):
         seed: order of the data.
 
     Raises:
-        ValueError: the pictures have no labels.
+        ConfigError: the pictures have no labels.
     """
 
     kind = "image_classifier"
@@ -170,7 +172,7 @@ class ClassifierFit(Batches):
     ) -> None:
         super().__init__(device, data, batch, False, True, seed)
         if self.train.y is None or self.val.y is None:
-            raise ValueError(f"{data}: its pictures have no labels to learn")
+            raise ConfigError(f"{data}: its pictures have no labels to learn; give it y_train, ...")
         classes = int(self.train.y.max()) + 1
         self.model = Classifier(self.train.shape[0], classes, features).to(device)
         self.module: nn.Module = self.model

@@ -1,8 +1,9 @@
 """The networks of the track, each with its process: what is trained, kept in a file and sampled.
 
     gaussian              pictures in [-1, 1] under EDM noise; the U-Net preconditioned to D
-    uniform, absorbing    grey levels 0..V-1 as tokens (UDLM, MDLM); the U-Net gives a mean and a
-                          width for each site, binned over the V levels (truncated logistic)
+    uniform, absorbing    grey levels 0..V-1 as tokens (UDLM, MDLM); the U-Net gives V logits for
+                          each site, or a mean and a width, binned over the levels (truncated
+                          logistic)
     vpsde, cld, alda,     pictures in [-1, 1], pixels made continuous by even noise, together with
     malda, learned-2, -3  auxiliary variables as further channels; the U-Net preconditioned to the
                           noise. Those that are learned learn Q and D with the network
@@ -44,7 +45,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 LEARNED = {"learned-2": 2, "learned-3": 3}
 MULTIVARIATE = (*RECIPES, *LEARNED)
 PROCESSES = ("gaussian", *TOKENS, *MULTIVARIATE)
-ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data")
+HEADS = ("softmax", "logistic")
+ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data", "head")
 """Of `ImageModel`, by which settings hold them in every experiment that trains one."""
 SIGMA_DATA = 1.0
 """Of pixels in [-1, 1], unless told: with MNIST's, whose root mean square is 0.96, inputs have unit
@@ -62,6 +64,7 @@ class ImageModel(nn.Module):
         latents: arguments of `PictureEncoder`, and `hierarchical`; none without.
         prior: arguments of `CausalPrior`; None until one has been fitted.
         sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
+        head: of `HEADS`, of tokens: what the network gives for a site.
 
     Attributes:
         denoiser: x_t, t, cond -> prediction, as the process wants it.
@@ -76,6 +79,7 @@ class ImageModel(nn.Module):
         latents: Mapping[str, Any] | None = None,
         prior: Mapping[str, Any] | None = None,
         sigma_data: float = SIGMA_DATA,
+        head: str = "logistic",
     ) -> None:
         super().__init__()
         if process not in PROCESSES:
@@ -103,7 +107,11 @@ class ImageModel(nn.Module):
             self.denoiser = NoisePrediction(lifted, self.process)
         else:
             self.process = TOKENS[process](levels)
-            self.denoiser = TokenDenoiser(UNet(2 * C, 2 * C, **size), self.process, self.shape)
+            if head not in HEADS:
+                raise ValueError(f"no head is called {head!r}; there are {', '.join(HEADS)}")
+            numbers = levels if head == "softmax" else 2
+            network_ = UNet(2 * C, numbers * C, **size)
+            self.denoiser = TokenDenoiser(network_, self.process, self.shape, head)
         self.prior = None if prior is None else CausalPrior(*codes, **prior)
 
     @property
@@ -188,14 +196,17 @@ class TokenDenoiser(nn.Module):
     The network sees a level as a number in [-1, 1], and beside it whether the site is masked.
 
     Args:
-        network: `UNet` from 2 C channels to 2 C.
+        network: `UNet` from 2 C channels to V C, or to 2 C of the logistic head.
         process: gives V and the mask; under masking the network is not told t.
         shape: (C, H, W).
+        head: `softmax` of V numbers a site, or `logistic`, see `truncated_logistic`.
     """
 
-    def __init__(self, network: nn.Module, process: Tokens, shape: Sequence[int]) -> None:
+    def __init__(
+        self, network: nn.Module, process: Tokens, shape: Sequence[int], head: str
+    ) -> None:
         super().__init__()
-        self.network, self.shape = network, tuple(shape)
+        self.network, self.shape, self.head = network, tuple(shape), head
         self.letters, self.timed = process.letters, not isinstance(process, Absorbing)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Latents | None = None) -> Tensor:
@@ -203,7 +214,10 @@ class TokenDenoiser(nn.Module):
         value = (2.0 * x_t / (self.letters - 1) - 1).masked_fill(masked, 0.0)
         seen = [part.float().unflatten(1, self.shape) for part in (value, masked)]
         noise = t.float() if self.timed else torch.zeros_like(t, dtype=torch.float32)
-        mean, width = self.network(torch.cat(seen, 1), noise, cond).float().chunk(2, 1)
+        output = self.network(torch.cat(seen, 1), noise, cond).float()
+        if self.head == "softmax":
+            return output.unflatten(1, (self.letters, -1)).flatten(2).mT.log_softmax(-1)
+        mean, width = output.chunk(2, 1)
         return truncated_logistic(value + mean.flatten(1), width.flatten(1), self.letters)
 
 

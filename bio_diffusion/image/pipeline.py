@@ -120,11 +120,11 @@ class ImageSampler:
         schedule = schedule or self.usual_schedule
         if schedule not in self.schedules:
             known = ", ".join(self.schedules)
-            raise ValueError(f"the model {self.name} has no grid {schedule!r}; it has {known}")
+            raise ValueError(f"{self.path} has no grid {schedule!r}; it has {known}")
         if schedule == "adaptive":
             if self.curve is None:
                 raise ValueError(
-                    f"no time grid has been fitted to {self.name}: run python -m "
+                    f"no time grid has been fitted to {self.path}: run python -m "
                     f"bio_diffusion.schedule fit --model {self.path}, or say another --schedule"
                 )
             return self.curve.knots(steps)
@@ -187,7 +187,7 @@ class ImageSampler:
         sampler = sampler or self.samplers[0]
         if sampler not in self.samplers:
             known = ", ".join(self.samplers)
-            raise ValueError(f"the model {self.name} has no sampler {sampler!r}; it has {known}")
+            raise ValueError(f"{self.path} has no sampler {sampler!r}; it has {known}")
         process = self.model.process
         if isinstance(process, GaussianDiffusion):
             process.bridge = Bridge(eta=1.0 if sampler == "ancestral" else 0.0)
@@ -195,7 +195,7 @@ class ImageSampler:
         if not guidance:
             return step, []
         if self.model.encoder is None:
-            raise ValueError(f"the model {self.name} has no latents to guide on; leave --guidance")
+            raise ValueError(f"{self.path} has no latents to guide on; leave --guidance")
         if not isinstance(step, Reverse):
             raise ValueError(f"guidance goes with --sampler euler or ancestral, not with {sampler}")
         guide = ClassifierFree(process, self.model.denoiser, guidance, Latents.hidden)

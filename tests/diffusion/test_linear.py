@@ -222,6 +222,9 @@ def test_rate_is_that_of_the_slowest_mode():
 
 BAD = [
     (Recipe(torch.eye(2), torch.eye(2), torch.ones(2)), "Q is not skew-symmetric"),
+    (Recipe(cld().Q * torch.nan, cld().D, torch.ones(2)), "Q must be finite"),
+    (Recipe(cld().Q, cld().D * torch.inf, torch.ones(2)), "D must be finite"),
+    (Recipe([[0.0]], [[0.5]], 1.0), "S holds a variance for each variable"),
     (Recipe(torch.zeros(2, 2), torch.ones(2, 2).triu(), torch.ones(2)), "D is not symmetric"),
     (Recipe(cld().Q, torch.diag(torch.tensor([-0.5, 1.0])), torch.ones(2)), "eigenvalue is -0.5"),
     (Recipe(cld().Q * 0, cld().D, torch.ones(2)), r"does not mix: eigenvalue -?0.* of -\(Q"),

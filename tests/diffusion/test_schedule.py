@@ -170,11 +170,12 @@ def gaussian_costs(levels, velocity):
 
 def test_iterating_on_the_knots_in_use_collapses_and_one_fine_pass_does_not():
     def refit(levels, n, velocity):
-        times = 1 - levels / levels[0]  # any increasing label will do
+        low = levels[-1]
+        times = (levels[0] - levels) / (levels[0] - low)  # any increasing label will do
         costs = gaussian_costs(levels, velocity)
         curve = schedule.Curve.from_costs(times.tolist(), costs.tolist(), 2)
         rising = curve.at(torch.linspace(0, 1, n + 1).double())
-        return levels[0] * (1 - rising)
+        return levels[0] - (levels[0] - low) * rising
 
     def clean(a, b):
         return b

@@ -71,6 +71,8 @@ def test_downsampled_imagenet_as_published(tmp_path):
     assert len(open_pictures(str(tmp_path), "train")) == 38
     test = open_pictures(str(tmp_path), "test")
     assert test.shape == (3, 8, 8) and test.y.tolist() == [0, 1, 2, 3, 4]
+    np.savez(tmp_path / "train_data_batch_1.npz", data=rows)
+    assert open_pictures(str(tmp_path), "train").y is None
     assert np.array_equal(test.x.numpy().reshape(5, -1), rows[:5])
 
 
@@ -100,12 +102,16 @@ def test_mixed_sizes_name_two_files(tmp_path):
         open_pictures(str(tmp_path), "train")
     line = str(error.value)
     assert "a.png has 6 x 6" in line and "b.png 9 x 6" in line and "\n" not in line
+    for i in range(20):
+        write(tmp_path / f"c{i}.png", pixels(6, 6))
+    with pytest.raises(InputError, match="b.png 9 x 6"):
+        open_pictures(str(tmp_path), "test")  # though of a split that is not asked for
 
 
 def test_unusable_sets_are_refused_in_one_line(tmp_path):
-    def refused(name, said):
+    def refused(name, said, split="train"):
         with pytest.raises(InputError, match=said) as error:
-            open_pictures(str(tmp_path / name), "train")
+            open_pictures(str(tmp_path / name), split)
         assert "\n" not in str(error.value)
 
     (tmp_path / "text.npz").write_text("no archive")
@@ -123,6 +129,16 @@ def test_unusable_sets_are_refused_in_one_line(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG and then nothing")
     refused("bad", "a.png: is no readable picture")
+    np.save(tmp_path / "one.npy", pixels(4, 4, 4))
+    refused("one.npy", "np.savez")
+    np.savez(tmp_path / "text.npz", x_train=pixels(2, 4, 4), y_train=np.array(["cat", "dog"]))
+    refused("text.npz", "whole number")
+    np.savez(tmp_path / "fewer.npz", x_train=pixels(2, 4, 4), y_train=np.arange(1))
+    refused("fewer.npz", "beside 2 pictures")
+    np.savez(tmp_path / "ends.npz", jpeg_train=pixels(9))
+    refused("ends.npz", "offset_train")
+    np.savez(tmp_path / "few.npz", x=pixels(3, 4, 4))
+    refused("few.npz", "holds 3 pictures", "val")
     with pytest.raises(FileNotFoundError, match="BIO_DIFFUSION_DATA"):
         open_pictures("nowhere.npz", "train")
 

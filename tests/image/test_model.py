@@ -141,10 +141,25 @@ def test_a_sharp_logistic_stays_finite_and_has_gradients():
     assert torch.isfinite(location.grad).all() and torch.isfinite(width.grad).all()
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+def test_a_softmax_gives_each_site_its_own_levels():
+    model = ImageModel((3, 4, 4), "uniform", 5, SMALL, head="softmax")
+    out = torch.randn(2, 15, 4, 4)  # V C channels
+    model.denoiser.network.forward = lambda *_: out
+    found = model.denoiser(model.like(2), torch.ones(2))
+    wanted = out.view(2, 5, 3, 4, 4).log_softmax(1)
+    assert found.shape == (2, 48, 5)
+    assert torch.allclose(found[1, 16 + 4 * 2 + 3], wanted[1, :, 1, 2, 3])
+    with pytest.raises(ValueError, match="no head is called 'bald'"):
+        ImageModel((3, 4, 4), "uniform", 5, SMALL, head="bald")
+
+
+@pytest.mark.parametrize(
+    "process, head",
+    [*((name, "logistic") for name in PROCESSES), ("uniform", "softmax"), ("absorbing", "softmax")],
+)
 @pytest.mark.parametrize("latents", [None, LATENTS])
-def test_every_process_learns_and_steps(process, latents):
-    model = noisy(ImageModel((3, 8, 8), process, 16, SMALL, latents))
+def test_every_process_learns_and_steps(process, head, latents):
+    model = noisy(ImageModel((3, 8, 8), process, 16, SMALL, latents, head=head))
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     x_0, t = model.state(pixels), torch.tensor([0.3, 0.7])
     cond = None

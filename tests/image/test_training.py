@@ -118,3 +118,27 @@ def test_another_shape_is_refused(data, tmp_path, capsys):
     words = ["experiment=image/mnist", f"experiment.data={data}", f"run={tmp_path / 'run'}"]
     assert main(words) == 2
     assert "[1, 8, 8]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("experiment.batch=0", "experiment.batch is 0"),
+        ("experiment.noise=[1]", "experiment.noise is [1]"),
+        ("experiment.network.patch=3", "patches of 3"),
+        ("experiment.network.attention=[4]", "attention names level 4"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_status_2(data, tmp_path, capsys, word, said):
+    words = ["experiment=image/mnist", f"experiment.data={data}", "experiment.shape=[1,8,8]"]
+    assert main([*words, word, f"run={tmp_path / 'run'}"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and said in told[0]
+
+
+def test_two_held_out_pictures_are_enough(data, tmp_path):
+    with np.load(data) as found:
+        np.savez(tmp_path / "few.npz", **{k: v[:2] if "val" in k else v for k, v in found.items()})
+    settings = [1, 8, 8], "gaussian", 4, SMALL
+    experiment = Images(torch.device("cpu"), str(tmp_path / "few.npz"), *settings, batch=4)
+    assert np.isfinite(list(experiment.evaluate().values())).all()
