@@ -1,36 +1,32 @@
 """The arithmetic of the benchmark scripts: curves, savings, correlations within series, products.
 
-Scripts are loaded from `benchmarks/`, which is no package.
+Scripts are loaded from `benchmarks/`, which is no package but on the path of the tests.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import diffdock_layers
+import dock_affinity
+import dock_quality
+import dock_vs_peers
+import image_disco
+import linear_images
+import linear_science
+import momentum
 import numpy as np
+import paths
 import pytest
+import tables
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import diffdock_layers  # noqa: E402
-import dock_affinity  # noqa: E402
-import dock_quality  # noqa: E402
-import dock_vs_peers  # noqa: E402
-import image_disco  # noqa: E402
-import linear_images  # noqa: E402
-import linear_science  # noqa: E402
-import momentum  # noqa: E402
-import paths  # noqa: E402
-import tables  # noqa: E402
-
-from bio_diffusion.diffusion.gaussian import GaussianDiffusion  # noqa: E402
-from bio_diffusion.diffusion.linear_kernels import cld, malda, vpsde  # noqa: E402
-from bio_diffusion.diffusion.noise import EDM  # noqa: E402
-from bio_diffusion.diffusion.schedule import karras  # noqa: E402
-from bio_diffusion.dock.experiment import docking_process  # noqa: E402
-from bio_diffusion.dock.pose import Pose, rotation_matrix  # noqa: E402
-from tests.dock import networks  # noqa: E402
+from bio_diffusion.diffusion.gaussian import GaussianDiffusion
+from bio_diffusion.diffusion.linear_kernels import cld, malda, vpsde
+from bio_diffusion.diffusion.noise import EDM
+from bio_diffusion.diffusion.schedule import karras
+from bio_diffusion.dock.experiment import docking_process
+from bio_diffusion.dock.pose import Pose, rotation_matrix
+from tests.dock import networks
 
 
 def row(key, variant, rmsd, cpu, rank=1, valid="True"):

@@ -10,6 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from linear_exact import MEAN, WIDTH, Exact, loss_spread, marginal, variance_error
 
 from bio_diffusion.diffusion import lengths, schedule
 from bio_diffusion.diffusion import linear_steps as steps
@@ -40,7 +41,6 @@ from bio_diffusion.diffusion.training import fit
 from tests import laws
 
 DOUBLE = torch.float64
-MEAN, WIDTH = 0.4, 0.6  # of the Gaussian data of the bounds
 RECIPES = {"vpsde": vpsde(), "cld": cld(), "heavy": cld(0.25), "alda": alda(), "malda": malda()}
 
 
@@ -388,100 +388,6 @@ def test_level_rises(process):
 # --- Gaussian data: everything is a trace ---------------------------------------------------------
 
 
-class Exact:
-    """Bounds for x ~ N(MEAN, WIDTH^2) and a score `scale` times the exact one, by quadrature.
-
-    Integrated over log tau by Gauss and Legendre, over [t_min, 1].
-    """
-
-    def __init__(self, process, t_min=1e-5, scale=1.0, order=200):
-        self.process, self.t_min, self.scale = process, t_min, scale
-        ends = process.clock.tau(torch.tensor([t_min, 1.0], dtype=DOUBLE)).log()
-        nodes, weights = (torch.tensor(a) for a in np.polynomial.legendre.leggauss(order))
-        self.tau = torch.lerp(ends[0], ends[1], (nodes + 1) / 2).exp()
-        self.weights = weights * (ends[1] - ends[0]) / 2 * self.tau
-        self.t = process.clock.time(self.tau)
-
-    def law(self, t):
-        """Mean (n, K) and covariance (n, K, K) of u_t."""
-        mean = MEAN * self.process.flow(t)[:, :, 0]
-        return mean, marginal(self.process, t)
-
-    def score(self, u, t, cond=None):
-        mean, covariance = self.law(t)
-        return -self.scale * torch.linalg.solve(covariance, u.to(DOUBLE) - mean[..., None]).to(u)
-
-    def _at(self, x, t):
-        """Mean (n, B, K) and covariance (n, K, K) of u_t given x (B,)."""
-        E, Sigma, _ = self.process.conditional(t)
-        return E[:, None, :, 0] * x[:, None], Sigma
-
-    def expected_square(self, x, t, D):
-        """E |s|_D^2 and E <s, g>_D given x, and div D s; each (n, B) or (n, 1)."""
-        mean_x, Sigma = self._at(x, t)
-        mean, covariance = self.law(t)
-        P = self.scale * torch.linalg.inv(covariance)
-        gap = mean_x - mean[:, None]
-        PDP = P @ D @ P
-        square = torch.einsum("nbi,nij,nbj->nb", gap, PDP, gap) + trace(PDP @ Sigma)[:, None]
-        # E[-P (u - m) D (-Sigma^-1) (u - m_x)] = tr(P D) as E (u - m_x)(u - m)^T = Sigma
-        return square, trace(P @ D)[:, None], -trace(P @ D)[:, None]
-
-    def integrals(self, x):
-        """The integral of the bound by ISM and by score matching, each (B,)."""
-        process, D = self.process, self.process.recipe.D
-        square, cross, divergence = self.expected_square(x, self.t, D)
-        _, Sigma, L = process.conditional(self.t)
-        kernel_square = trace(torch.linalg.inv(Sigma) @ D)[:, None]
-        implicit = square + 2 * divergence
-        matching = (square - 2 * cross + kernel_square) - kernel_square
-        ends = process.recipe.A.trace()
-        return [self.weights @ (part - ends) for part in (implicit, matching)]
-
-    def elbo(self, x):
-        """The bound on log p(x) by ISM without offset, (B,)."""
-        outer = self.process.mismatch(x[:, None, None] * unit(self.process.variables))
-        return -self.integrals(x)[0] - outer + self.process.entropy
-
-    def offset(self, x):
-        """E of the offset at t_min, given x; (B,)."""
-        process, t = self.process, torch.tensor([self.t_min], dtype=DOUBLE)
-        E, Sigma, L = process.between(torch.zeros_like(t), t)
-        mean, covariance = (m[0] for m in self.law(t))
-        P = self.scale * torch.linalg.inv(covariance)
-        E, Sigma, L = E[0], Sigma[0], L[0]
-        # eps + L^T s = eps - L^T P (E u_0 + L eps - mean)
-        start = process.init_var * torch.diag(1 - unit(process.variables)[:, 0])
-        noise = torch.eye(len(P), dtype=DOUBLE) - L.mT @ P @ L
-        gap = L.mT @ P @ (E[:, :1] * x - mean[:, None])
-        spread = L.mT @ P @ E
-        square = (noise**2).sum() + gap.square().sum(0) + trace(spread @ start @ spread.mT)
-        return len(P) / 2 - square / 2 + process.clock.tau(t) * process.recipe.A.trace()
-
-    def mismatch(self):
-        """KL(q_1 || N(0, S))."""
-        mean, covariance = (m[0] for m in self.law(torch.ones(1, dtype=DOUBLE)))
-        S = self.process.S
-        second = (covariance.diagonal() + mean**2) / S - 1
-        return 0.5 * (second.sum() + S.log().sum() - torch.logdet(covariance))
-
-
-def marginal(process, t):
-    """Covariance (n, K, K) of u_t for data of variance WIDTH^2."""
-    start = torch.full_like(process.S, process.init_var)
-    start[0] = WIDTH**2
-    E, Sigma, _ = process.between(torch.zeros_like(t), t)
-    return Sigma + (E * start) @ E.mT
-
-
-def trace(m):
-    return m.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def unit(K):
-    return torch.eye(K, dtype=DOUBLE)[:, :1]
-
-
 ENTROPY = 0.5 * (1 + math.log(2 * math.pi * WIDTH**2))  # of the data
 NODES = torch.tensor([MEAN - WIDTH, MEAN + WIDTH], dtype=DOUBLE)  # their mean is that over the data
 
@@ -625,27 +531,8 @@ def test_density_of_times_is_normalised_and_inverted():
 
 @pytest.mark.parametrize("name", ["vpsde", "cld"])
 def test_importance_and_control_take_spread_off_the_estimate(name):
-    """Standard deviation of the one-sample loss, times drawn evenly or by `quantile`."""
-    count, process = 20_000, LinearDiffusion(RECIPES[name])
-    exact = Exact(process, scale=1.1)
-    x_0 = process.lift(torch.full((count, 1), 0.9, dtype=DOUBLE), seeded())
-    u = torch.rand(count, generator=seeded(1), dtype=DOUBLE)
-    rest, ends = process.mismatch(x_0) - process.entropy, process.recipe.A.trace()
-    spread, means = {}, {}
-    for times in ("quantile", "even"):
-        t = process.quantile(u) if times == "quantile" else process.t_min + (1 - process.t_min) * u
-        noised, tau = process.perturb(x_0, t, seeded(2)), process.clock.tau(t)
-        score = exact.score(noised.x_t, t)
-        plain = process.square(score - noised.target) - trace(
-            torch.linalg.solve(process.conditional(t)[1], process.recipe.D)
-        )
-        ours = process.excess(score, noised, t)
-        weight = -process.spread * torch.expm1(-tau)
-        if times == "even":
-            weight = process.clock.beta(t) * (1 - process.t_min)
-        for estimate, integrand in (("plain", plain), ("ours", ours)):
-            loss = weight * (integrand - ends) + rest
-            spread[times, estimate], means[times, estimate] = float(loss.std()), float(loss.mean())
+    count = 20_000
+    spread, means = loss_spread(LinearDiffusion(RECIPES[name]), count)
     assert spread["quantile", "plain"] < 0.8 * spread["even", "plain"]
     assert spread["quantile", "ours"] < 0.5 * spread["quantile", "plain"]
     for key in means:  # and the mean is the same
@@ -654,44 +541,6 @@ def test_importance_and_control_take_spread_off_the_estimate(name):
 
 
 # --- samplers ------------------------------------------------------------------------------------
-
-
-def variance_error(process, step, n, flow=False):
-    """|Var x - exact| at t = 1e-3 for data N(0, WIDTH^2), the moments carried exactly.
-
-    Steps are linear in the state, so three runs without noise give the matrix of a step; its noise
-    is read off by feeding unit normals one at a time.
-    """
-    K = process.variables
-    times = 1 - (1 - 1e-3) * (1 - (1 - torch.arange(n + 1, dtype=DOUBLE) / n) ** 2)
-
-    def score(u, t, cond=None):
-        return -torch.linalg.solve(marginal(process, t), u)
-
-    covariance = torch.diag(process.S)
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        matrix, noises = linear_parts(process, step, score, t, s, K)
-        covariance = matrix @ covariance @ matrix.mT + noises @ noises.mT
-    return abs(float(covariance[0, 0] - marginal(process, times[-1:])[0, 0, 0]))
-
-
-def linear_parts(process, step, score, t, s, K):
-    """The step as u_s = matrix u_t + noises z: every unit vector, and every noise, on its own."""
-    draws = 2 if isinstance(step, steps.SymmetricSplitting) else 1
-    rows = K + draws * K
-    u = torch.zeros(rows, K, 1, dtype=DOUBLE)
-    u[:K, :, 0] = torch.eye(K)
-    script = torch.zeros(draws, rows, K, 1, dtype=DOUBLE)
-    for draw in range(draws):
-        start = K * (1 + draw)
-        script[draw, start : start + K, :, 0] = torch.eye(K)
-    queue = list(script)
-    real, steps.normal = steps.normal, lambda shape, source, like: queue.pop(0)
-    try:
-        out = step(process, score, u, t.expand(rows), s.expand(rows), None, (), None)[..., 0]
-    finally:
-        steps.normal = real
-    return out[:K].mT, out[K:].mT
 
 
 @pytest.mark.parametrize("name", ["cld", "malda"])
