@@ -12,7 +12,8 @@ in these very steps, nats a site, on held-out molecules and the same noise for a
 [-1, 1] beside 40 steps of Heun from the same noise, and for digits the Frechet distance (classifier
 features) to test digits. A step of Heun is two calls, the last one. Each seed has noise of its own,
 and pictures of its own to fit the grids on, and where several models are given a model of its own;
-the rows go to a file, and a run goes on with what it lacks.
+the rows go to a file, and a run goes on with what it lacks. Grids by hand, and the GITS-like one,
+are those of `schedule_toys.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from schedule_toys import HAND, by_hand, gits
 from tables import spread
 from torch import Tensor
 
@@ -38,12 +40,7 @@ FITTED = (
     "corrector", "velocity", "truncation", "heun", "terminal", "heun-terminal",
     "terminal, walked", "heun, walked",
 )  # fmt: skip
-HAND = {
-    "EDM rho 7": schedule.karras,
-    "EDM rho 3": functools.partial(schedule.karras, rho=3.0),
-    "log SNR": schedule.log_snr,
-    "cosine": schedule.cosine,
-}
+GITS = "GITS-like"
 ENDS = ("the flow's own end", "other real digits")
 
 
@@ -147,7 +144,7 @@ def tokens(args: argparse.Namespace) -> None:
 def pictures(args: argparse.Namespace) -> None:
     rows = Path(args.rows)
     columns = [(rule, int(n)) for rule, _, n in (word.partition(":") for word in args.columns)]
-    names = args.grids or [*HAND, *FITTED]
+    names = args.grids or [*HAND, GITS, *FITTED]
     if len(args.model) not in (1, args.seeds):
         raise SystemExit(f"{len(args.model)} models for {args.seeds} seeds: give one, or one each")
     done = {tuple(row[:4]): row[4:] for row in map(json.loads, _lines(rows))}
@@ -221,7 +218,12 @@ def _walk(args: argparse.Namespace, missing: list[tuple]) -> Iterator[list]:
     def grid(name: str, seed: int) -> Grid:
         """Fitted on pictures of the seed's own where it is fitted."""
         if name in HAND:
-            return functools.partial(HAND[name], process)
+            return by_hand(process, process.sigma_data)[name]
+        if name == GITS:
+            rows = [keyed_generator(seed, i, 5) for i in range(args.probes)]
+            noise = process.prior(model.like(args.probes), rows)
+            with evaluating(model):
+                return gits(process, model.denoiser, noise)
         few = name in named  # as dear as the square of the intervals
         own = probes[args.probes * seed :][: args.probes // 2 if few else args.probes]
         probe = grids.Probe(process, model.denoiser, [(own, None)])

@@ -143,6 +143,7 @@ class Run:
         for group in self.experiment.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.grid = self._follower(self.fit.get("grid"))
+        self._check_times()
         self.steps, self.seconds = 0, 0.0  # done, over all sittings
         self.sums: dict[str, float] = {}  # of what is logged, since the last line
         self.found: dict[str, float] = {}  # by the last evaluation
@@ -175,7 +176,7 @@ class Run:
             accumulate=settings["accumulate"],
             ema=self.ema,
             clip=settings["clip"],
-            quantile=experiment.quantile,
+            quantile=self._quantile if settings.get("times") else experiment.quantile,
             seed=self.config["seed"],
         )
         experiment.module.train()
@@ -270,6 +271,27 @@ class Run:
             return Follower(length, self.experiment, self.config["seed"], self.fit["max_steps"])
         except ValueError as error:
             raise ConfigError(f"fit.grid={length}: {error}") from error
+
+    def _check_times(self) -> None:
+        from bio_diffusion.diffusion.categorical import Tokens
+        from bio_diffusion.diffusion.linear import LinearDiffusion
+
+        times = self.fit.get("times")
+        if times not in (None, "grid"):
+            raise ConfigError(f"fit.times is {times!r}; it must be grid or null")
+        if times and self.fit.get("grid") is None:
+            raise ConfigError("fit.times=grid needs the grid's length: say fit.grid=NAME, too")
+        if times and self.world > 1:
+            raise ConfigError("fit.times=grid is for one process: the grid follows the first alone")
+        if times and isinstance(self.experiment.process, Tokens | LinearDiffusion):
+            raise ConfigError("fit.times=grid: the loss is a bound, which wants its own times")
+
+    def _quantile(self, u: "Tensor") -> "Tensor":
+        """Times even in the grid's length; those of the experiment until it is known."""
+        curve = self.grid.curve if self.grid else None
+        if curve is not None:
+            return curve.at(u).to(u)
+        return u if self.experiment.quantile is None else self.experiment.quantile(u)
 
     def _set_rate(self) -> float:
         factor = rate(self.steps, *(self.fit[k] for k in ("warmup", "final_rate", "max_steps")))

@@ -11,6 +11,7 @@ from bio_diffusion.config import ConfigError, compose
 from bio_diffusion.diffusion.categorical import Absorbing
 from bio_diffusion.diffusion.gaussian import GaussianDiffusion
 from bio_diffusion.diffusion.noise import EDM
+from bio_diffusion.grids import Follower
 from bio_diffusion.runs import Run
 
 
@@ -138,6 +139,33 @@ def test_a_grid_follows_a_run_and_survives_resuming(tmp_path, length, monkeypatc
     ]
     assert found[0].grid is not None and found[0].grid == found[1].grid
     assert found[0].info["grid"] == {"length": length}
+
+
+@pytest.mark.parametrize("length", ["velocity", "entropic"])
+def test_a_run_may_train_at_the_times_of_its_grid(tmp_path, length, monkeypatch):
+    monkeypatch.setattr(grids.Follower.__init__, "__defaults__", (4,))
+    config = compose("train", [
+        "experiment=toy/mixture", "experiment.width=8", "experiment.batch=32", "device=cpu",
+        "experiment.samples=8", f"fit.grid={length}", "fit.times=grid", "fit.max_steps=40",
+    ])  # fmt: skip
+    seen, plain = [], Follower.after
+
+    def after(self, step):
+        seen.append((self.curve, step.t))
+        plain(self, step)
+
+    monkeypatch.setattr(Follower, "after", after)
+    assert Run(config, tmp_path)() == 0
+    curve, t = seen[-1]
+    assert curve is not None
+    cells = torch.bucketize(t.double(), curve.knots(16).flip(0))  # stratified draws: 2 a step
+    assert torch.bincount(cells, minlength=18)[1:17].tolist() == [2] * 16
+    for bad, said in (
+        (["fit.times=even"], "must be grid"),
+        (["fit.times=grid", "fit.grid=null"], "needs the grid's length"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Run(compose("train", ["experiment=toy/mixture", "device=cpu", *bad]), tmp_path)
 
 
 def test_a_short_run_is_measured_oftener(tmp_path):
