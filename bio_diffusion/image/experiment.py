@@ -40,6 +40,7 @@ class Images(Batches):
         noise: mean and standard deviation of ln sigma in training, of the Gaussian process.
         sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
         head: what the network gives for a token: a `softmax` over the levels, or a `logistic` law.
+        recipe: Q, D and S of the process `linear`.
         tau: temperature of the latents' relaxation.
         hard: one-hot latents in training, with gradients of the soft ones.
         hide: share of pictures whose latents are hidden in training.
@@ -72,6 +73,7 @@ class Images(Batches):
         bf16: bool = True,
         sigma_data: float = SIGMA_DATA,
         head: str = "logistic",
+        recipe: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(device, data, batch, flip, bf16, seed)
@@ -86,7 +88,7 @@ class Images(Batches):
             )
         self.fits(shape)
         self.model = ImageModel(
-            shape, process, levels, network, latents, sigma_data=sigma_data, head=head
+            shape, process, levels, network, latents, None, sigma_data, head, recipe
         ).to(device)
         self.module: nn.Module = self.model
         self.bf16 = bf16 and not self.model.multivariate

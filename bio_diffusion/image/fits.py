@@ -54,6 +54,7 @@ class CodePriorFit(Batches):
         latents: as there.
         sigma_data: as there.
         head: as there.
+        recipe: as there.
         prior: arguments of `CausalPrior`.
         batch: B.
         lr: learning rate of AdamW.
@@ -82,10 +83,11 @@ class CodePriorFit(Batches):
         weight_decay: float = 0.05,
         sigma_data: float = SIGMA_DATA,
         head: str = "logistic",
+        recipe: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         loaded = checkpoint.load(Path(model), self.kind)
-        own = (shape, process, levels, network, latents, sigma_data, head)
+        own = (shape, process, levels, network, latents, sigma_data, head, recipe)
         given = dict(zip(ARGUMENTS, own, strict=True))
         for name, value in loaded.config["experiment"].items():
             if name in given and given[name] != value:

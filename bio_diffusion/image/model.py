@@ -5,8 +5,9 @@
                           each site, or a mean and a width, binned over the levels (truncated
                           logistic)
     vpsde, cld, alda,     pictures in [-1, 1], pixels made continuous by even noise, together with
-    malda, learned-2, -3  auxiliary variables as further channels; the U-Net preconditioned to the
-                          noise. Those that are learned learn Q and D with the network
+    malda, learned-2, -3, auxiliary variables as further channels; the U-Net preconditioned to the
+    linear                noise. Those that are learned learn Q and D with the network, `linear` has
+                          matrices of the user's own
 
 Shapes: B batch, C channels, H, W pixels, L = C H W sites, V levels, m latents, K codes, and of
 multivariate processes K variables.
@@ -44,9 +45,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }  # fmt: skip
 LEARNED = {"learned-2": 2, "learned-3": 3}
 MULTIVARIATE = (*RECIPES, *LEARNED)
-PROCESSES = ("gaussian", *TOKENS, *MULTIVARIATE)
+OWN = "linear"
+PROCESSES = ("gaussian", *TOKENS, *MULTIVARIATE, OWN)
 HEADS = ("softmax", "logistic")
-ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data", "head")
+ARGUMENTS = ("shape", "process", "levels", "network", "latents", "sigma_data", "head", "recipe")
 """Of `ImageModel`, by which settings hold them in every experiment that trains one."""
 SIGMA_DATA = 1.0
 """Of pixels in [-1, 1], unless told: with MNIST's, whose root mean square is 0.96, inputs have unit
@@ -65,6 +67,8 @@ class ImageModel(nn.Module):
         prior: arguments of `CausalPrior`; None until one has been fitted.
         sigma_data: width of the pixels in [-1, 1], for EDM's scalings.
         head: of `HEADS`, of tokens: what the network gives for a site.
+        recipe: Q, D (K, K) and S (K,) of the process `linear`, see `linear_kernels.Recipe`; its
+            slowest mode is brought to rate 1.
 
     Attributes:
         denoiser: x_t, t, cond -> prediction, as the process wants it.
@@ -80,6 +84,7 @@ class ImageModel(nn.Module):
         prior: Mapping[str, Any] | None = None,
         sigma_data: float = SIGMA_DATA,
         head: str = "logistic",
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if process not in PROCESSES:
@@ -100,8 +105,8 @@ class ImageModel(nn.Module):
         if process == "gaussian":
             self.process = GaussianDiffusion(EDM(), sigma_data=sigma_data)
             self.denoiser = Preconditioned(UNet(C, C, **size), self.process)
-        elif process in MULTIVARIATE:
-            self.process = multivariate(process, sigma_data)
+        elif process in (*MULTIVARIATE, OWN):
+            self.process = multivariate(process, sigma_data, recipe)
             channels = C * self.process.variables
             lifted = VariablesAsChannels(UNet(channels, channels, **size))
             self.denoiser = NoisePrediction(lifted, self.process)
@@ -172,8 +177,20 @@ class ImageModel(nn.Module):
         return quantile
 
 
-def multivariate(name: str, sigma_data: float) -> LinearDiffusion:
-    """A process of `MULTIVARIATE`, its slowest mode at rate 1."""
+def multivariate(
+    name: str, sigma_data: float, recipe: Mapping[str, Any] | None = None
+) -> LinearDiffusion:
+    """A process of `MULTIVARIATE`, or `OWN` by its recipe; its slowest mode at rate 1."""
+    if name == OWN:
+        if recipe is None or set(recipe) != {"Q", "D", "S"}:
+            raise ValueError(
+                'the process \'linear\' wants recipe={"Q": [[...]], "D": [[...]], "S": [...]}'
+            )
+        try:
+            matrices = Recipe(*(torch.tensor(recipe[key], dtype=torch.float64) for key in "QDS"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recipe is no matrices of numbers: {error}") from None
+        return LinearDiffusion(matrices, rate=1.0, sigma_data=sigma_data)
     if name in LEARNED:
         return LearnedDiffusion(LEARNED[name], sigma_data=sigma_data)
     return LinearDiffusion(RECIPES[name](), rate=1.0, sigma_data=sigma_data)

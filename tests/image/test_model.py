@@ -155,7 +155,11 @@ def test_a_softmax_gives_each_site_its_own_levels():
 
 @pytest.mark.parametrize(
     "process, head",
-    [*((name, "logistic") for name in PROCESSES), ("uniform", "softmax"), ("absorbing", "softmax")],
+    [
+        *((name, "logistic") for name in PROCESSES if name != "linear"),
+        ("uniform", "softmax"),
+        ("absorbing", "softmax"),
+    ],
 )
 @pytest.mark.parametrize("latents", [None, LATENTS])
 def test_every_process_learns_and_steps(process, head, latents):
@@ -230,3 +234,20 @@ def test_frechet_distance_of_gaussians_is_the_formula():
     assert abs(frechet_distance(a, a.flip(0))) < 1e-9
     with pytest.raises(ValueError, match="two pictures"):
         frechet_distance(a[:1], a)
+
+
+def test_a_process_of_ones_own_matrices():
+    recipe = {"Q": [[0, -1], [1, 0]], "D": [[0, 0], [0, 2]], "S": [1, 1]}
+    mine = ImageModel((1, 8, 8), "linear", network=SMALL, recipe=recipe).process
+    known = ImageModel((1, 8, 8), "cld", network=SMALL).process
+    assert all(torch.equal(a, b) for a, b in zip(mine.recipe, known.recipe, strict=True))
+    for bad, said in (
+        (None, "wants recipe"),
+        ({**recipe, "Q": [[0, 1], [1, 0]]}, "Q is not skew-symmetric"),
+        ({**recipe, "D": [[0, 0], [0, 0]]}, "does not mix: eigenvalue"),
+        ({**recipe, "D": [["a", 0], [0, 0]]}, "no matrices of numbers"),
+        ({**recipe, "D": [[1], [0, 1]]}, "no matrices of numbers"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            ImageModel((1, 8, 8), "linear", network=SMALL, recipe=bad)
+        assert "\n" not in str(error.value)
