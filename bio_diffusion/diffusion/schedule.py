@@ -188,7 +188,8 @@ class Curve:
         ell = torch.as_tensor(costs, dtype=torch.float64)
         if not bool(torch.isfinite(ell).all()) or bool((ell < 0).any()) or float(ell.max()) == 0:
             raise ValueError(
-                f"costs must be finite, not negative, not all zero; got {ell.tolist()}"
+                f"costs must be finite, not negative, not all zero; got {float(ell.min()):g} to "
+                f"{float(ell.max()):g} (a network that has learned nothing costs nothing: train it)"
             )
         ell = ell ** (1 / order)
         ell = ell.clamp(min=floor * float(ell.max()))

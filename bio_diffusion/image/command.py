@@ -28,6 +28,8 @@ __all__ = ["run"]
 
 log = logging.getLogger("bio_diffusion.image")
 
+MOST_STEPS = 100_000
+
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command for parsed options and returns the exit status."""
@@ -76,6 +78,8 @@ class _Run:
         for name, value in least.items():
             if settings.get(name, value) < value:
                 raise ValueError(f"{name} is {settings[name]}; it must be {value} or more")
+        if settings["steps"] > MOST_STEPS:
+            raise ValueError(f"steps is {settings['steps']}; it must be {MOST_STEPS} or less")
         if not math.isfinite(settings["guidance"]) or settings["guidance"] < 0:
             raise ValueError(f"guidance is {settings['guidance']:g}; it must be 0 or more")
         self.times = sampler.times(settings["steps"], settings["schedule"])
