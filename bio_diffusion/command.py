@@ -68,8 +68,8 @@ class Task(Protocol):
     """A run of a command: has read and checked everything once it is made."""
 
     @property
-    def place(self) -> Path:
-        """The folder of its results."""
+    def place(self) -> Path | None:
+        """The folder of its results, if it has one."""
 
     def execute(self) -> int:
         """Does the work and returns the exit status."""

@@ -101,6 +101,8 @@ def _put(curve: "Curve", told: Mapping[str, Any], path: Path, out: Path) -> str:
     """Writes the model in `path` with a grid to `out`, as precise as it was; gives the sha256."""
     from bio_diffusion import checkpoint
 
+    if out.resolve().parent == checkpoint.WEIGHTS.resolve():
+        log.warning("%s ships with the package and is changed; --out keeps it", out)
     header = checkpoint.header(path)
     model = checkpoint.load(path, header["kind"])
     model = replace(model, grid=curve.to_dict(), info={**model.info, "grid": told})
@@ -178,7 +180,7 @@ class _Task:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from bio_diffusion.checkpoint import WEIGHTS, find
+        from bio_diffusion.checkpoint import find
 
         self.options = options
         for name in ("steps", "probes", "intervals"):
@@ -190,17 +192,18 @@ class _Task:
         for path in (self.written, getattr(options, "save", None)):
             if path is not None and not path.parent.is_dir():
                 raise InputError("out_file", f"{path}: its folder is missing; make it first")
-        if self.written.parent == WEIGHTS and options.run is not _show:
-            log.warning("%s ships with the package and is changed; --out keeps it", self.written)
 
     @property
-    def place(self) -> Path:
-        return self.written.parent
+    def place(self) -> Path | None:
+        out: Path | None = getattr(self.options, "out", None)
+        return out and out.parent
 
     def execute(self) -> int:
         try:
             for line in self.options.run(self.options, self.written):
                 log.info("%s", line)
+        except FileNotFoundError:  # of the data, and says where they were sought
+            raise
         except OSError as error:
             place = error.filename2 or error.filename
             raise InputError(

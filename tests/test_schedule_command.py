@@ -123,6 +123,14 @@ def test_a_model_whose_grid_is_none_says_so(model, capsys):
     assert "time grid in the toy checkpoint" in refused(capsys, "show", "--model", model)
 
 
+def test_missing_data_are_told_as_such(model, capsys, monkeypatch):
+    def gone(*_):
+        raise FileNotFoundError("gone.npz: not here; name it")
+
+    monkeypatch.setattr("bio_diffusion.toy.schedule_probe", gone)
+    assert refused(capsys, "fit", "--model", model) == "gone.npz: not here; name it"
+
+
 @pytest.mark.parametrize("length", ["velocity", "entropic"])
 def test_a_grid_follows_a_run_and_survives_resuming(tmp_path, length, monkeypatch):
     monkeypatch.setattr(grids.Follower.__init__, "__defaults__", (4,))  # intervals: every step

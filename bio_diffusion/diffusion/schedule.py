@@ -186,11 +186,13 @@ class Curve:
             ValueError: if a cost is negative or not finite, or all are zero.
         """
         ell = torch.as_tensor(costs, dtype=torch.float64)
-        if not bool(torch.isfinite(ell).all()) or bool((ell < 0).any()) or float(ell.max()) == 0:
+        if not bool(torch.isfinite(ell).all()) or bool((ell < 0).any()):
             raise ValueError(
-                f"costs must be finite, not negative, not all zero; got {float(ell.min()):g} to "
-                f"{float(ell.max()):g} (a network that has learned nothing costs nothing: train it)"
+                f"costs must be finite and not negative; got {float(ell.min()):g} to "
+                f"{float(ell.max()):g}"
             )
+        if float(ell.max()) == 0:
+            raise ValueError("all costs are zero: the network has learned nothing yet; train it")
         ell = ell ** (1 / order)
         ell = ell.clamp(min=floor * float(ell.max()))
         lengths = torch.cat([ell.new_zeros(1), ell.cumsum(0)])

@@ -11,6 +11,7 @@ Its bond orders come from a SMILES that the caller gives, else as `components` f
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,21 +127,35 @@ def _candidates(groups: list[Group]) -> list[_Candidate]:
     for members in _joined(hetero):
         pieces = tuple(hetero[i] for i in members)
         coords = np.concatenate([g.coords for g in pieces])
-        atoms = [a for g in pieces for a in g.atoms]
-        if not MIN_ATOMS <= len(atoms) <= MAX_HEAVY_ATOMS:
+        elements = [a.element.name for g in pieces for a in g.atoms]
+        if not may_be_ligand(elements, coords, protein, symbols):
             continue
-        if any(a.element.is_metal for a in atoms) or not any(a.element.name == "C" for a in atoms):
-            continue
-        distance, nearest = protein.query(coords)
-        if any(
-            d < _bond_limit(a.element.name, symbols[k])
-            for d, k, a in zip(distance, nearest, atoms, strict=True)
-        ):
-            continue  # bonded to the chain: a glycan or a covalent inhibitor
-        touching = int((distance < _TOUCH).sum())
-        if touching >= _BURIED * len(atoms):
+        touching = int((protein.query(coords)[0] < _TOUCH).sum())
+        if touching >= _BURIED * len(elements):
             found.append(_Candidate(pieces, touching))
     return sorted(found, key=lambda c: (all(g.name in LAST for g in c.groups), -c.touching))
+
+
+def may_be_ligand(
+    elements: Sequence[str], coords: np.ndarray, chains: cKDTree, symbols: Sequence[str]
+) -> bool:
+    """Whether a group has a ligand's size, carbon, no metal, and no bond to a chain.
+
+    Args:
+        elements: (n,) of its heavy atoms.
+        coords: (n, 3) Å.
+        chains: Atoms of protein and nucleic acid.
+        symbols: Their elements.
+    """
+    if not MIN_ATOMS <= len(elements) <= MAX_HEAVY_ATOMS or "C" not in elements:
+        return False
+    if any(gemmi.Element(e).is_metal for e in elements):
+        return False
+    distance, nearest = chains.query(coords)
+    # bonded to the chain: a glycan or a covalent inhibitor
+    return all(
+        d >= _bond_limit(e, symbols[k]) for d, k, e in zip(distance, nearest, elements, strict=True)
+    )
 
 
 def _bond_limit(first: str, second: str) -> float:

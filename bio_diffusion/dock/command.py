@@ -29,6 +29,7 @@ from bio_diffusion.config import ConfigError, compose, dump, merge
 from bio_diffusion.files import one_line
 
 from .complex import Failure, InputError, Ligand, slug
+from .ligand_records import named_files
 from .parallel import Crash, Outcome, Outcomes, require_dask, run_dask, run_here, run_pool
 from .pipeline import Settings
 from .plan import Job, Plan, Session
@@ -80,7 +81,9 @@ class _Run:
         )
         name = slug(self.plan.main.receptor.name) or "protein"
         path = Path(options.out) if options.out else Path("docking-results") / name
-        inputs = options.protein, *options.ligand, options.ligands, options.autobox_ligand
+        given = [*options.ligand, *filter(None, [options.ligands])]
+        named = chain.from_iterable(map(named_files, map(Path, given)))
+        inputs = options.protein, options.autobox_ligand, *given, *named
         self.folder = ResultFolder.open(path, options.resume, options.overwrite, inputs)
         self.progress = Progress(log, options.quiet, "ligands")
         self.reused = 0
@@ -103,8 +106,8 @@ class _Run:
                     j is not None and self.folder.has_docked(j.ligand.id) for j in jobs
                 ):
                     log.warning(
-                        "%s: %d ligands were docked with another protein, site, setting or "
-                        "version; they are docked anew",
+                        "%s: of another molecule, protein, site, setting or version and docked "
+                        "anew: %d",
                         self.folder.path,
                         stale,
                     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ __all__ = [
     "Record",
     "file_records",
     "kind_of",
+    "named_files",
     "records",
 ]
 
@@ -209,6 +211,17 @@ def _table(path: Path, text: str) -> Iterator[Record]:
             f"{one_line(path)}: no column smiles or path; the header line needs id and one of them",
         )
     return _rows(path, rows, columns)
+
+
+def named_files(path: Path) -> Iterator[str]:
+    """Files of ligands that the rows of a table name; none for files of another kind."""
+    if kind_of(path) not in TABLE or not path.is_file():
+        return
+    for line in read_text(path).splitlines():
+        for cell in re.split("[,\t;]", line):
+            file = cell.strip(' "')
+            if Path(file).suffix.lower() in SUFFIXES:
+                yield str(_beside(path, file))
 
 
 _COLUMNS = {

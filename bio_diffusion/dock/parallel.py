@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -90,6 +91,7 @@ def _deaf() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # begun by the first process, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -135,6 +137,17 @@ def run_pool(
         worker.process.join()
         worker.pipe.close()
 
+    def handed(worker: _Worker, job: Job) -> bool:
+        try:
+            worker.pipe.send(job)
+        except (BrokenPipeError, ConnectionResetError):
+            dismiss(worker)
+            return False
+        worker.job = job
+        if worker.since < math.inf:
+            worker.since = time.monotonic()
+        return True
+
     try:
         more = True
         while True:
@@ -147,16 +160,9 @@ def run_pool(
                 except StopIteration:
                     more = False
                     break
-                idle = idle or hire()
-                try:
-                    idle.pipe.send(job)
-                except (BrokenPipeError, ConnectionResetError):  # it died with nothing to do
-                    dismiss(idle)
-                    idle = hire()
-                    idle.pipe.send(job)
-                idle.job = job
-                if idle.since < math.inf:
-                    idle.since = time.monotonic()
+                # an idle one may have died with nothing to do
+                if not (idle and handed(idle, job)) and not handed(hire(), job):
+                    yield Outcome(job, Crash("crash", "the process ended before it could begin"))
             busy = {w.pipe: w for w in crew if w.job is not None}
             if not busy:
                 return

@@ -346,11 +346,15 @@ class Docker:
 
 def _read(ligands: Iterable[str | Path | Ligand | Failure]) -> Iterator[Ligand | Failure]:
     """Ligands as they are, and those of files and SMILES strings."""
+    unread: list[str | Path] = []  # read together, so that each gets an id of its own
     for each in ligands:
         if isinstance(each, str | Path):
-            yield from read_ligands([each])
-        else:
-            yield each
+            unread.append(each)
+            continue
+        yield from read_ligands(unread)
+        unread = []
+        yield each
+    yield from read_ligands(unread)
 
 
 def ligand_seed(ligand: Ligand, seed: int) -> int:

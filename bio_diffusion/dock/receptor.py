@@ -155,6 +155,10 @@ def assemble(
         InputError: No protein or nucleic acid is left, or only its alpha carbons.
     """
     name = one_line(path)
+    if name.lower().endswith((".pdbqt", ".pdbqt.gz")):
+        raise InputError(
+            "parse", f"{name}: PDBQT is not read as a protein; give it as PDB or mmCIF"
+        )
     counts: Counter[str] = Counter()
     tables: dict[str, Counter[str]] = {
         key: Counter()

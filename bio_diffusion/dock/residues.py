@@ -61,10 +61,6 @@ def parse_structure(text: str, name: str) -> gemmi.Structure:
     """
     # names of atoms and chains are ASCII; gemmi hands out others as bytes that are no text
     text = text.encode("ascii", "replace").decode("ascii")
-    if name.lower().endswith((".pdbqt", ".pdbqt.gz")):
-        raise InputError(
-            "parse", f"{name}: PDBQT is not read as a protein; give it as PDB or mmCIF"
-        )
     try:
         if any(line.lower().startswith("data_") for line in text.splitlines()):
             # real files carry other blocks beside the coordinates
@@ -225,11 +221,15 @@ def _read_group(chain: gemmi.Chain, residue: gemmi.Residue, counts: Counter[str]
             if atom.element.name == "Se":
                 atom.element, atom.name = gemmi.Element("S"), "SD"
     # HIP, HSE and LYN name other compounds, too, which hold other atoms
-    if name in STATES and {a.name for a in atoms} <= {*BACKBONE, "OXT", *SIDE_CHAINS[STATES[name]]}:
+    own = {*BACKBONE, *_ENDS, *SIDE_CHAINS[STATES[name]]} if name in STATES else set()
+    if atoms and {a.name for a in atoms} <= own:
         counts["states_renamed"] += 1
         name, record = STATES[name], "A"
     kind = classify(name, atoms)
     return Group(chain.name, str(residue.seqid), name, kind, record, atoms)
+
+
+_ENDS = ("OXT", "OT1", "OT2", "OC1", "OC2", "O1", "O2")  # oxygens of a chain's last residue
 
 
 def _usable(atom: gemmi.Atom) -> bool:

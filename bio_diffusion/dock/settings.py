@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from bio_diffusion.files import InputError
 
 __all__ = ["Settings"]
@@ -63,10 +65,11 @@ class Settings:
                 raise InputError("setting", f"{setting.name} is empty; give it a value")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            kind, wanted = (
-                (int, "a whole number") if isinstance(low, int) else (int | float, "a number")
-            )
-            if not isinstance(value, kind) or isinstance(value, bool):
+            kind, wanted = (int, "a whole number") if isinstance(low, int) else (float, "a number")
+            if isinstance(value, np.generic):  # results are named by plain values
+                value = value.item()
+                object.__setattr__(self, name, value)
+            if not isinstance(value, int | kind) or isinstance(value, bool):
                 raise InputError("setting", f"{name} is {value!r}; it must be {wanted}")
             if not low <= value <= high:
                 raise InputError(

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from bio_diffusion.files import one_line
 
-from .bound import LAST, MIN_ATOMS
+from .bound import LAST, may_be_ligand
 from .complex import (
     Failure,
     InputError,
@@ -156,17 +157,21 @@ def _target(
 def left_in(receptor: Receptor, site: Site | None) -> tuple[str, ...]:
     """Says which groups in the box, or anywhere without one, may be a ligand that is in the way.
 
-    Cofactors, lipids and sugars are meant to be there; what is smaller than a ligand is passed
-    over.
+    Cofactors, lipids and sugars are meant to be there.
     """
-    found = []
     kept = receptor.notes["groups_kept"]
+    names = np.array(receptor.residue_names)[receptor.residue_index]
+    chains = ~receptor.hetero | ~np.isin(names, [*kept])
+    elements = np.array(receptor.elements)
+    tree, symbols = cKDTree(receptor.coords[chains]), elements[chains].tolist()
+    found = []
     for residue, name in enumerate(receptor.residue_names):
         if name not in kept or name in LAST:
             continue
-        coords = receptor.coords[receptor.residue_index == residue]
+        own = (receptor.residue_index == residue) & receptor.hetero
+        coords = receptor.coords[own]
         inside = site is None or np.mean(site.distance(coords) == 0) >= 0.5
-        if len(coords) >= MIN_ATOMS and inside:
+        if inside and may_be_ligand(elements[own].tolist(), coords, tree, symbols):
             found.append(f"{name} {receptor.residue_ids[residue]}")
     if not found:
         return ()

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Container, Iterable, Mapping
+import zlib
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +47,7 @@ class Pictures:
 
     Attributes:
         x: (N, C, H, W) uint8.
-        y: (N,) long labels, or None.
+        y: (N,) long labels from 0, or None.
     """
 
     x: Tensor
@@ -65,28 +67,31 @@ def open_pictures(name: str, split: str) -> Pictures:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        InputError: it holds no pictures, too few to hold some out, pictures of several sizes, or
-            labels that are none, or cannot be read.
+        InputError: it holds no pictures, too few to hold some out, pictures of several sizes,
+            labels for fewer or more, or cannot be read.
     """
     path = find_data(name, "name an .npz, or a folder of pictures")
     if path.is_dir():
         batches = sorted(path.glob("*data*.npz"))
         return _published(batches, split, path) if batches else _folder(path, split)
+    with _opened(path) as file:
+        return _arrays(file, split, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Its arrays are read within; one line for whatever is wrong with them."""
     try:
-        with _opened(path) as file:
-            return _arrays(file, split, path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError("npz", f"{path}: is a single array; store it by np.savez(FILE, x=...)")
+        with file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = one_line(error)
         raise InputError("npz", f"{path}: is no readable .npz of pictures ({reason})") from None
-
-
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise InputError("npz", f"{path}: is a single array; store it by np.savez(FILE, x=...)")
-    return file
 
 
 # --- arrays --------------------------------------------------------------------------------------
@@ -137,16 +142,14 @@ def _pixels(array: np.ndarray, path: Path) -> Tensor:
 
 
 def _labels(array: np.ndarray | None, count: int, path: Path) -> Tensor | None:
-    """(N,) long, or None."""
+    """(N,) long; None without any, and for labels of another kind, which nothing here uses."""
     if array is None:
         return None
-    if array.dtype.kind not in "iu" or array.shape != (count,):
-        raise InputError(
-            "labels",
-            f"{path}: labels of shape {array.shape} and type {array.dtype} beside {count} "
-            "pictures; give each a whole number from 0",
-        )
-    return torch.from_numpy(array.astype(np.int64))
+    if array.shape[:1] != (count,):
+        found = f"labels of shape {list(array.shape)} beside {count} pictures"
+        raise InputError("labels", f"{path}: {found}; give each its own")
+    plain = array.ndim == 1 and array.dtype.kind in "iu" and array.min() >= 0
+    return torch.from_numpy(array.astype(np.int64)) if plain else None
 
 
 def _published(batches: list[Path], split: str, path: Path) -> Pictures:

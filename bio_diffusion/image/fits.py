@@ -174,8 +174,10 @@ class ClassifierFit(Batches):
     ) -> None:
         super().__init__(device, data, batch, False, True, seed)
         if self.train.y is None or self.val.y is None:
-            raise ConfigError(f"{data}: its pictures have no labels to learn; give it y_train, ...")
-        classes = int(self.train.y.max()) + 1
+            raise ConfigError(
+                f"{data}: its pictures have no labels, whole numbers from 0, to learn"
+            )
+        classes = int(max(self.train.y.max(), self.val.y.max())) + 1
         self.model = Classifier(self.train.shape[0], classes, features).to(device)
         self.module: nn.Module = self.model
         self.process = _Given()

@@ -182,7 +182,7 @@ def multivariate(
 ) -> LinearDiffusion:
     """A process of `MULTIVARIATE`, or `OWN` by its recipe; its slowest mode at rate 1."""
     if name == OWN:
-        if recipe is None or set(recipe) != {"Q", "D", "S"}:
+        if not isinstance(recipe, Mapping) or set(recipe) != {"Q", "D", "S"}:
             raise ValueError(
                 'the process \'linear\' wants recipe={"Q": [[...]], "D": [[...]], "S": [...]}'
             )

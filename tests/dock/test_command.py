@@ -308,7 +308,11 @@ def test_a_run_never_replaces_what_it_reads(tmp_path, capsys):
     for again in ("--overwrite", "--resume"):
         assert dock(out, "--ligands", poses, again) == 2
         assert dock(out, "--ligand", "CCO", again, site=["--autobox_ligand", str(poses)]) == 2
-        assert all("would replace it" in line for line in capsys.readouterr().err.splitlines())
+        table = tmp_path / "table.csv"
+        table.write_text("id,path\nx,out/poses.sdf\n")
+        assert dock(out, "--ligands", table, again) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 3 and all("would replace it" in line for line in told)
     assert poses.read_bytes() == before
 
 
@@ -410,7 +414,7 @@ def test_a_changed_input_or_setting_is_never_served_from_before(
     assert capsys.readouterr().err == ""
     words = ["--protein", PROTEIN, *BOX, "--ligands", library, "--out", out, "--resume", *TINY]
     assert main([str(w) for w in [*words, "--seed", 5, "--workers", 1]]) == 0 and len(docked) == 4
-    assert "4 ligands were docked with another" in capsys.readouterr().err
+    assert "docked anew: 4" in capsys.readouterr().err
     docked.clear()
     library.write_text(library.read_text().replace("CC(=O)NC amide", "CC(=O)NCC amide"))
     assert dock(out, "--ligands", library, "--resume", "--seed", 5) == 0 and docked == ["amide"]

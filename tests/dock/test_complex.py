@@ -243,6 +243,8 @@ def test_names_of_protonation_states_are_amino_acids(tmp_path, receptor):
     assert read.notes["states_renamed"] == sum(n in states for n in receptor.residue_names)
     assert read.residue_names == receptor.residue_names
     assert read.pdb == receptor.pdb and not read.hetero.any()
+    end = [atom_line(n, "HSE", 800, (60.0 + i, 0, 0), n[0]) for i, n in enumerate(("N", "OT1"))]
+    assert "HSE" not in read_receptor(with_lines(tmp_path, end)).residue_names
     # O-phosphohistidine is called HIP, too
     lines = [atom_line(n, "HIP", 900, (50.0 + i, 0, 0), n[0]) for i, n in enumerate(("N", "P"))]
     assert "HIP" in read_receptor(with_lines(tmp_path, lines)).residue_names

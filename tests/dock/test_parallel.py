@@ -15,6 +15,8 @@ def work(number):
         time.sleep(60)
     if number == -3:
         raise MemoryError
+    if number == 0:
+        return signal.pthread_sigmask(signal.SIG_BLOCK, ())
     if number == -4:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
     return number * number
@@ -29,6 +31,26 @@ def test_every_job_has_one_outcome_even_if_workers_die():
     assert found[-1].code == "crash" and "SIGKILL" in found[-1].reason
     assert found[-2].code == "timeout"
     assert found[-3].code == found[-4].code == "memory"
+
+
+def test_no_worker_hears_of_an_interrupt_while_it_starts():
+    heard = [outcome.result for outcome in run_pool(work, iter([0, 0]), 2, 30.0)]
+    assert all(signal.SIGINT in masked for masked in heard)
+
+
+class Deadly:
+    """Work that ends a process as soon as it comes there."""
+
+    def __call__(self, job):
+        return job
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_at_once_costs_its_job_however_large():
+    outcomes = list(run_pool(Deadly(), iter(["x", "x" * 3_000_000]), 2, 30.0))
+    assert [outcome.result.code for outcome in outcomes] == ["crash", "crash"]
 
 
 def test_a_worker_that_dies_idle_is_replaced():

@@ -151,6 +151,8 @@ def test_words_and_files_mix_with_what_was_read(receptor, site):
     found = list(Docker.load(**TINY).dock(receptor, ["CCO", ligand("CCN"), "C1CC"], site))
     assert [f.ligand.mol.GetNumAtoms() for f in found[:2]] == [3, 3]
     assert isinstance(found[2], Failure)
+    found = list(Docker.load(**TINY).dock(receptor, ["CCO", "CCN"], site))
+    assert [f.ligand.id for f in found] == ["ligand_1", "ligand_2"]
 
 
 def test_a_bad_ligand_is_a_failure_and_the_next_is_docked(receptor, site):
@@ -166,6 +168,7 @@ def test_a_site_away_or_a_bad_setting_is_refused(receptor):
     for name, value in (("starts", 0), ("starts", 10**6), ("steps", 10**5), ("spread", np.nan)):
         with pytest.raises(InputError, match=f"{name} is .*must lie between"):
             Docker.load(**{name: value})
+    assert type(Settings(starts=np.int64(5), spread=np.float32(0.5)).starts) is int
     for name, value in (("num_poses", "2"), ("starts", 1.5), ("spread", True)):
         with pytest.raises(InputError, match=f"{name} is .*must be a"):
             Docker.load(**{name: value})

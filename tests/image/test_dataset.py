@@ -131,8 +131,9 @@ def test_unusable_sets_are_refused_in_one_line(tmp_path):
     refused("bad", "a.png: is no readable picture")
     np.save(tmp_path / "one.npy", pixels(4, 4, 4))
     refused("one.npy", "np.savez")
-    np.savez(tmp_path / "text.npz", x_train=pixels(2, 4, 4), y_train=np.array(["cat", "dog"]))
-    refused("text.npz", "whole number")
+    (tmp_path / "batches").mkdir()
+    (tmp_path / "batches" / "train_data_batch_1.npz").write_bytes(b"PK and no more")
+    refused("batches", "train_data_batch_1.npz: is no readable .npz")
     np.savez(tmp_path / "fewer.npz", x_train=pixels(2, 4, 4), y_train=np.arange(1))
     refused("fewer.npz", "beside 2 pictures")
     np.savez(tmp_path / "ends.npz", jpeg_train=pixels(9))
@@ -141,6 +142,12 @@ def test_unusable_sets_are_refused_in_one_line(tmp_path):
     refused("few.npz", "holds 3 pictures", "val")
     with pytest.raises(FileNotFoundError, match="BIO_DIFFUSION_DATA"):
         open_pictures("nowhere.npz", "train")
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "dog"]), np.eye(2), np.array([-1, 0])])
+def test_labels_that_are_no_classes_are_left_out(tmp_path, labels):
+    np.savez(tmp_path / "odd.npz", x_train=pixels(2, 4, 4), y_train=labels)
+    assert open_pictures(str(tmp_path / "odd.npz"), "train").y is None
 
 
 def test_the_data_folder_is_looked_in(tmp_path, monkeypatch):
