@@ -16,7 +16,7 @@ from bio_diffusion.files import InputError, one_line, slug
 
 from .bound import bound_ligand
 from .ligand import Failure, Ligand
-from .ligand_files import read_ligands, reference_coords
+from .ligand_files import as_ligands, read_ligands, reference_coords
 from .receptor import Receptor, read_receptor
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Ligand",
     "Receptor",
     "Site",
+    "as_ligands",
     "bound_ligand",
     "read_ligands",
     "read_receptor",

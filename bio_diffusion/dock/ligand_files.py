@@ -17,7 +17,7 @@ SMILES and the coordinates from the file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +73,19 @@ def read_ligands(
         yield from listed
 
     return _finish(records())
+
+
+def as_ligands(items: Iterable[str | Path | Ligand | Failure]) -> Iterator[Ligand | Failure]:
+    """What was read already as it is, and between it what files and SMILES strings hold."""
+    unread: list[str | Path] = []  # read together, so that each gets an id of its own
+    for item in items:
+        if isinstance(item, str | Path):
+            unread.append(item)
+            continue
+        yield from read_ligands(unread)
+        unread = []
+        yield item
+    yield from read_ligands(unread)
 
 
 def _finish(records: Iterator[Record]) -> Iterator[Ligand | Failure]:

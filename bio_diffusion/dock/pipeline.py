@@ -34,7 +34,7 @@ import bio_diffusion
 from bio_diffusion.checkpoint import find
 from bio_diffusion.command import one_thread
 
-from .complex import Failure, InputError, Ligand, Receptor, Site, read_ligands, read_receptor
+from .complex import Failure, InputError, Ligand, Receptor, Site, as_ligands, read_receptor
 from .confidence import Confidence, load_confidence
 from .docked import Docked, reference_pose
 from .maps import mapped
@@ -181,7 +181,7 @@ class Docker:
             each.require_near(receptor.receptor)
         if isinstance(ligands, str | Path):
             ligands = [ligands]
-        for ligand in _read(ligands):
+        for ligand in as_ligands(ligands):
             if isinstance(ligand, Failure):
                 yield ligand
                 continue
@@ -342,19 +342,6 @@ class Docker:
             torch.full((len(coords),), number),
             crowding(coords, visited),
         )
-
-
-def _read(ligands: Iterable[str | Path | Ligand | Failure]) -> Iterator[Ligand | Failure]:
-    """Ligands as they are, and those of files and SMILES strings."""
-    unread: list[str | Path] = []  # read together, so that each gets an id of its own
-    for each in ligands:
-        if isinstance(each, str | Path):
-            unread.append(each)
-            continue
-        yield from read_ligands(unread)
-        unread = []
-        yield each
-    yield from read_ligands(unread)
 
 
 def ligand_seed(ligand: Ligand, seed: int) -> int:
