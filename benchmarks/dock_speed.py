@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,7 @@ from bio_diffusion.dock.network import NetworkPoses
 from bio_diffusion.dock.pipeline import Docker
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.sources import PreparedLigand
+from bio_diffusion.dock.validity import Validator
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -120,11 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.process_time()
         docker.dock_one(fresh, ligand, [site])
         took.append(time.process_time() - began)
+    shaken = ligand.crystal + np.random.default_rng(0).normal(0, 0.5, (10, 1, 3))
+    checks = seconds(lambda: Validator(ligand.mol, receptor.receptor).check(shaken), 3)
     print(
         "\n| docking, 10 poses | CPU s |\n|---|---|\n"
         f"| reading and featurising the receptor | {reading:.2f} |\n"
         f"| first ligand (its maps and encoded pocket are made) | {took[0]:.2f} |\n"
-        f"| further ligand, median of {len(took) - 1} | {statistics.median(took[1:]):.2f} |"
+        f"| further ligand, median of {len(took) - 1} | {statistics.median(took[1:]):.2f} |\n"
+        f"| of it, validity checks | {checks:.2f} |"
     )
     return 0
 

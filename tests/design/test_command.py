@@ -43,14 +43,13 @@ def summary(out):
     return json.loads((out / "summary.json").read_text())
 
 
-def test_help_is_quick_and_loads_no_torch():
+def test_help_loads_no_torch():
     for words in (["--help"], ["dna", "--help"], ["smiles", "--help"]):
         code = (
-            "import sys, time, contextlib\n"
+            "import sys, contextlib\n"
             "from bio_diffusion.design.__main__ import main\n"
             f"with contextlib.suppress(SystemExit): main({words})\n"
             "assert not {'torch', 'rdkit', 'hydra', 'numpy'} & set(sys.modules)\n"
-            "assert time.process_time() < 0.5\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT

@@ -55,13 +55,12 @@ def library(tmp_path):
     return path
 
 
-def test_help_is_quick_and_loads_no_torch():
+def test_help_loads_no_torch():
     code = (
-        "import sys, time, contextlib\n"
+        "import sys, contextlib\n"
         "from bio_diffusion.dock.__main__ import main\n"
         "with contextlib.suppress(SystemExit): main(['--help'])\n"
         "assert not {'torch', 'rdkit', 'hydra', 'numpy'} & set(sys.modules)\n"
-        "assert time.process_time() < 0.5\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
