@@ -1,4 +1,4 @@
-"""What DisCo latents do on digits: told, shuffled, hidden or drawn; and what their prior knows.
+"""What DisCo latents do in pictures: told, shuffled, hidden or drawn; and what their prior knows.
 
     python benchmarks/image_disco.py measure mnist_disco [plain=FILE] --out rows.jsonl
     python benchmarks/image_disco.py table rows.jsonl
@@ -25,15 +25,15 @@ import math
 from pathlib import Path
 
 import torch
-from digits_lab import CALLS, GRIDS, LEVELS, MORE, SHOWN, Lab, costs, figures
+from pictures_lab import CALLS, GRIDS, LEVELS, MORE, SHOWN, Lab, costs, figures
 from tables import additive, spread
 
 from bio_diffusion.image.pipeline import ImageSampler
 
-TRAINED = "training digits"
+TRAINED = "training pictures"
 
 
-def judge(path, count, seeds, files, paths):
+def judge(path, lab, seeds, files, paths):
     """Adds to a file of rows what it lacks: of the yardstick, of models by name (name -> seed ->
     file), and what their calls cost."""
     lines = path.read_text().splitlines() if path.exists() else []
@@ -46,7 +46,6 @@ def judge(path, count, seeds, files, paths):
     if ("cost", 0) not in done:
         models = {name: ImageSampler.load(file(0), "cpu").model for name, file in files.items()}
         keep("cost", 0, {"cost": costs(models)})
-    lab = Lab(count)
     for seed in range(seeds):
         if (TRAINED, seed) not in done:
             keep(TRAINED, seed, {"look": lab.look(lab.some(lab.train, lab.count, seed))})
@@ -59,7 +58,7 @@ def judge(path, count, seeds, files, paths):
 def measure(args):
     named = [word.rpartition("=") for word in args.models]
     files = {name or file: lambda seed, file=file: file for name, _, file in named}
-    judge(args.out, args.count, args.seeds, files, args.paths)
+    judge(args.out, Lab(args.count), args.seeds, files, args.paths)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ class Rows:
     Attributes:
         models: rows by name, in order of the seeds.
         yardstick: looks at training digits.
-        cost: CPU milliseconds a digit by name: of a call, and of its latents; NaN if not timed.
+        cost: CPU milliseconds a picture by name: of a call, and of its latents; NaN if not timed.
     """
 
     def __init__(self, path):
@@ -93,7 +92,7 @@ class Rows:
         return {name: runs for name, runs in self.models.items() if runs[0]["nats"]}
 
     def spent(self, name, source):
-        """CPU milliseconds a digit by number of calls."""
+        """CPU milliseconds a picture by number of calls."""
         call, latents = self.cost[name]
         return [n * call + latents * (source == "prior") for n in CALLS]
 
@@ -104,7 +103,7 @@ def distance(run, source, grid, calls):
 
 def show(rows):
     """Prints what every table of these rows begins with."""
-    heading("The models", "model", "weights: encoder, network, prior", "CPU ms a digit, a call",
+    heading("The models", "model", "weights: encoder, network, prior", "CPU ms a picture, a call",
             "its latents", "bits/dim, at most")  # fmt: skip
     for name, runs in rows.models.items():
         sizes = ", ".join(f"{n:,}" for n in runs[0]["weights"].values())
@@ -128,7 +127,7 @@ def show(rows):
 
     free = spread((look["distance"] for look in rows.yardstick), 1)
     heading(f"Frechet distance by calls ({TRAINED} {free})", "model", "latents", "grid",
-            *map(str, CALLS), "CPU ms a digit")  # fmt: skip
+            *map(str, CALLS), "CPU ms a picture")  # fmt: skip
     for name, runs in rows.models.items():
         for source, cells in runs[0]["drawn"].items():
             for grid in dict.fromkeys(key.split()[0] for key in cells):
@@ -149,7 +148,7 @@ def show(rows):
             cells += [spread([1000 * bend for bend in each], 2) for each in by_level]
             print(f"| {name} | {source} | {' | '.join(cells)} |")
 
-    heading("Classes of drawn digits, Karras's grid", "model", "latents", "calls",
+    heading("Classes of drawn pictures, Karras's grid", "model", "latents", "calls",
             "least share / even", "entropy, nats (log 10 = 2.303)", "sure of, %")  # fmt: skip
 
     def classes(name, source, calls, looks):

@@ -24,8 +24,8 @@ import json
 from pathlib import Path
 
 import torch
-from digits_lab import Lab
 from image_disco import heading
+from pictures_lab import Lab
 from schedule_tokens import hand
 from tables import spread
 from trainings import trained

@@ -1,4 +1,4 @@
-"""Digits under a microscope: what models with and without latents draw, lose and tell.
+"""Pictures under a microscope: what models with and without latents draw, lose and tell.
 
 Shared by `image_disco` and `image_arms`; what each figure is stands in the first.
 """
@@ -36,16 +36,18 @@ SHOWN = (0.3, 1.0, 3.0, 10.0, 30.0)  # noise at which curvature is told
 
 
 class Lab:
-    """The digits, and what describes them.
+    """A set of pictures, and what describes them.
 
     Args:
-        count: digits that are looked at, of each kind.
+        count: pictures that are looked at, of each kind.
+        data: of the set, as in `image` settings.
+        classifier: of ten classes; its features are the distance's.
     """
 
-    def __init__(self, count):
+    def __init__(self, count, data="mnist.npz", classifier="mnist_classifier"):
         self.count = count
-        self.classifier = load_classifier("mnist_classifier", torch.device("cpu"))[0]
-        self.train, self.test = (open_pictures("mnist.npz", s).x for s in ("train", "test"))
+        self.classifier = load_classifier(classifier, torch.device("cpu"))[0]
+        self.train, self.test = (open_pictures(data, s).x for s in ("train", "test"))
         self.real = self.classifier.describe(self.test)
 
     def distance(self, pixels):
@@ -96,7 +98,7 @@ def losses(model, source, pixels, seed):
 
 
 def drawn(model, source, pixels, times, seed):
-    """As many digits as there are pictures that oracle latents are read from, by Heun; a seed's
+    """As many pictures as there are pictures that oracle latents are read from, by Heun; a seed's
     noise is the same for all sources and models."""
     found = []
     for number, part in enumerate(pixels.split(64)):
@@ -119,20 +121,20 @@ def nats(model, pixels, seed):
 
 
 @torch.no_grad()
-def costs(models, digits=64, rounds=8):
-    """CPU milliseconds a digit of a call, and of the prior's draw; a round takes all arms."""
+def costs(models, pictures=64, rounds=8):
+    """CPU milliseconds a picture of a call, and of the prior's draw; a round takes all arms."""
     best = {arm: [math.inf, math.inf] for arm in models}
     for _ in range(rounds):
         for arm, model in models.items():
-            x, t = torch.randn(digits, *model.shape), torch.full((digits,), 0.5)
-            cond = told(model, "prior", torch.zeros(digits, *model.shape), keyed_generator(0))
+            x, t = torch.randn(pictures, *model.shape), torch.full((pictures,), 0.5)
+            cond = told(model, "prior", torch.zeros(pictures, *model.shape), keyed_generator(0))
             parts = [lambda m=model, x=x, t=t, c=cond: m.denoiser(x, t, c)]
             if cond is not None:
                 parts.append(lambda m=model, c=cond: sample_prior(m.prior, c.z))
             for number, part in enumerate(parts):
                 began = time.process_time()
                 part()
-                spent = 1000 * (time.process_time() - began) / digits
+                spent = 1000 * (time.process_time() - began) / pictures
                 best[arm][number] = min(best[arm][number], spent)
     return {arm: [value if value < math.inf else 0.0 for value in two]
             for arm, two in best.items()}  # fmt: skip
@@ -152,7 +154,7 @@ def straight(model, source, seed, count, steps=30):
 
 @torch.no_grad()
 def figures(lab, sampler, seed, paths):
-    """All of one model with one seed's digits and noise."""
+    """All of one model with one seed's pictures and noise."""
     model = sampler.model
     sources = SOURCES if model.encoder else ("none",)
     calls = CALLS if model.encoder else (*CALLS, *MORE)
