@@ -54,8 +54,10 @@ def _what(sub: argparse.ArgumentParser, verb: str) -> None:
     )
     sub.add_argument(
         "--schedule",
-        choices=("adaptive", "karras", "logsnr", "cosine", "uniform", "sine"),
-        help="time grid (adaptive where one has been fitted, else karras; for tokens uniform)",
+        metavar="NAME|FILE",
+        help="time grid: adaptive (default where one has been fitted), karras (default elsewhere), "
+        "logsnr, cosine; of tokens uniform (default), sine; or a file of `python -m "
+        "bio_diffusion.schedule fit --save`",
     )
     sub.add_argument(
         "--sampler",

@@ -101,6 +101,7 @@ class _Run:
         key = {name: settings[name] for name in drawn_by}  # so that evaluate goes on with sample's
         key |= {"checkpoint": sampler.sha256, "version": bio_diffusion.__version__}
         key |= {"device": str(sampler.device)}
+        key["time grid"] = self.times.tolist()  # its file may have changed
         self.folder = ResultFolder.open(
             self.place, key, sampler.shape, CHUNK, options.resume, options.overwrite
         )

@@ -37,6 +37,7 @@ from bio_diffusion.grids import kept
 from bio_diffusion.image.dataset import open_pictures
 from bio_diffusion.image.metrics import Classifier
 from bio_diffusion.image.model import ImageModel, restored
+from bio_diffusion.schedule import read_grid
 
 __all__ = ["ImageSampler", "load_classifier", "schedule_probe"]
 
@@ -111,16 +112,21 @@ class ImageSampler:
         return self.model.shape
 
     def times(self, steps: int, schedule: str | None = None) -> Tensor:
-        """N + 1 times of a grid by name; the fitted one where there is one and none is named.
+        """N + 1 times of a grid by name, or of a file that `schedule fit --save` wrote; the fitted
+        one where there is one and none is named.
 
         Raises:
-            ValueError: for a grid that the model does not have.
+            ValueError: for a grid that the model does not have, or a file that is none of its.
         """
         process = self.model.process
         schedule = schedule or self.usual_schedule
         if schedule not in self.schedules:
+            if Path(schedule).is_file():
+                return read_grid(Path(schedule), checkpoint.load(self.path, "image")).knots(steps)
             known = ", ".join(self.schedules)
-            raise ValueError(f"{self.path} has no grid {schedule!r}; it has {known}")
+            raise ValueError(
+                f"{self.path} has no grid {schedule!r}, and there is no such file; it has {known}"
+            )
         if schedule == "adaptive":
             if self.curve is None:
                 raise ValueError(

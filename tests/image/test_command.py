@@ -194,6 +194,8 @@ def test_the_fid_is_refused_without_its_weights(inception, tmp_path, capsys):
         (("--guidance", "1"), "disco", "not with heun"),
         (("--schedule", "adaptive"), "gaussian", "no time grid"),
         (("--schedule", "karras"), "uniform", "no grid 'karras'"),
+        (("--schedule", "adaptve"), "gaussian", "no grid 'adaptve'"),
+        (("--schedule", __file__), "gaussian", "is no grid"),
         (("--sampler", "heun"), "uniform", "no sampler 'heun'"),
         ((), "unfinished", "no prior yet"),
         ((), "nothing", "no model is called"),
@@ -229,6 +231,25 @@ def test_a_grid_can_be_fitted_and_is_then_used(folder, tmp_path, model):
     assert schedule_main(words) == 0
     assert draw(tmp_path, tmp_path / "out", "--n", "1", model="fitted") == 0
     assert told(tmp_path / "out")["settings"]["schedule"] == "adaptive"
+
+
+def test_a_grid_in_a_file_serves_its_model_and_no_other(folder, tmp_path, capsys):
+    saved = tmp_path / "grid.json"
+    words = ["fit", "--model", str(folder / "gaussian.safetensors"), "--save", str(saved)]
+    words += ["--out", str(tmp_path / "fitted.safetensors"), "--probes", "4", "--intervals", "6"]
+    assert schedule_main(words) == 0
+    shared = ("--n", "1", "--steps", "3")
+    named = ("--schedule", str(saved))
+    assert draw(folder, tmp_path / "file", *shared, *named) == 0
+    assert draw(tmp_path, tmp_path / "kept", *shared, model="fitted") == 0
+    a, b = (np.load(tmp_path / name / "samples.npy") for name in ("file", "kept"))
+    np.testing.assert_array_equal(a, b)
+    capsys.readouterr()
+    assert draw(folder, tmp_path / "other", *shared, *named, model="disco") == 2
+    assert "another model" in capsys.readouterr().err
+    saved.write_text('{"knots": [1, 0.5, 0]}')
+    assert draw(folder, tmp_path / "file", "--resume", *shared, *named) == 2
+    assert "another time grid" in capsys.readouterr().err
 
 
 def test_a_prior_is_fitted_to_a_frozen_model(folder, tmp_path):
