@@ -11,7 +11,7 @@ same for all arms. `--arms` leaves out the others. The set is `mnist`, or `--set
 features `train` fits a classifier as well.
 
     plain          without latents
-    wide           without, of as many weights as network, encoder and prior of `latents` together
+    wide           without, of at least as many weights as network, encoder and prior of `latents`
     latents        6 of 16 codes, seen by every attention
     hierarchical   the same codes in two groups, each seen by one level on the way up
 
@@ -39,7 +39,7 @@ ARMS = {
     "hierarchical": ["experiment.latents.hierarchical=true"],
 }
 DATA = {"mnist": "mnist.npz", "cifar10": "images/cifar10_jpeg.npz"}
-WIDE = {"mnist": "[40,84]", "cifar10": "[54,108]"}  # widths of the arm
+WIDE = {"mnist": "[40,84]", "cifar10": "[60,120]"}  # widths of the arm
 
 
 def model_of(runs, arm, seed):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bio_diffusion.dock.compiled import apply, kernels_for
 
 __all__ = [
     "Cached",
@@ -137,6 +140,8 @@ class Message(nn.Module):
         """
         if isinstance(senders, Features):
             senders = self.cache(senders)
+        if kernels := kernels_for(receivers):
+            return self._compiled(kernels, receivers, senders, edges, pair_type)
         n, k = edges.sender.shape
         flat = edges.sender.reshape(-1)
         scalars = senders.scalars.index_select(0, flat).view(n, k, -1)
@@ -152,6 +157,29 @@ class Message(nn.Module):
         carried = (w_vv[:, :, None] * vectors).sum(1)
         pointed = edges.unit.transpose(1, 2) @ (w_sv * along)
         return Features(scale * summed, scale * (carried + pointed))
+
+    def _compiled(
+        self,
+        kernels: ModuleType,
+        receivers: Tensor,
+        senders: Cached,
+        edges: Neighbours,
+        pair_type: Tensor | None,
+    ) -> Features:
+        n, vectors = len(receivers), self.split[1]
+        hidden = self.radial(edges.radial)
+        if self.pair is not None and pair_type is not None:
+            hidden += self.pair(pair_type)
+        own = self.receiver(receivers)
+        apply(kernels.add_senders, hidden, own, senders.scalars, edges.sender)
+        weights = F.linear(F.silu(hidden, inplace=True), self.weights.weight)
+        heard = Features(
+            receivers.new_empty(n, self.split[0] + vectors), receivers.new_empty(n, 3, vectors)
+        )
+        sums = kernels.message_sums(self.hidden, self.split[0], vectors)
+        bias = self.weights.bias.detach()
+        apply(sums, weights, bias, *senders, edges.sender, edges.unit, *heard)
+        return heard
 
 
 class Update(nn.Module):

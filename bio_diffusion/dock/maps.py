@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from bio_diffusion.dock.compiled import apply, kernels_for
 from bio_diffusion.dock.physics import CUTOFF, Vina, pair_energy, pair_tables
 
 __all__ = ["MapField", "SiteMaps", "mapped"]
@@ -107,6 +108,7 @@ class MapField:
         self._values = maps.stack(kinds).flatten()
         self._origin, self._scale = maps.origin, 1.0 / maps.spacing
         nx, ny, nz = maps.shape
+        self._shape = torch.tensor(maps.shape)
         device = ligand_types.device
         self._row = self._row * (nx * ny * nz)
         self._top = torch.tensor([[nx - 2.0], [ny - 2.0], [nz - 2.0]], device=device)
@@ -115,6 +117,13 @@ class MapField:
         self._taps = (tap[:, None, None] * (ny * nz) + tap[:, None] * nz + tap).view(64, 1)
 
     def __call__(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        if kernels := kernels_for(coords):
+            energy, gradient = coords.new_empty(coords.shape[:2]), coords.new_empty(coords.shape)
+            apply(
+                kernels.interpolate, coords, self._row, self._values, self._origin, self._scale,
+                self._shape, energy, gradient,
+            )  # fmt: skip
+            return energy, gradient
         batch, count, _ = coords.shape
         # Axes first, so that every operation runs along many atoms.
         place = ((coords - self._origin) * self._scale).view(-1, 3).T.contiguous()

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bio_diffusion.dock.compiled import apply, kernels_for
 from bio_diffusion.dock.pose import Pose, TorsionTree, project
 
 __all__ = [
@@ -144,6 +145,12 @@ class PairField:
         self.tables = tuple(table.flatten() for table in pair_tables(ligand_types, receptor_types))
 
     def __call__(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        if kernels := kernels_for(coords):
+            found, gradient = coords.new_empty(coords.shape[:2]), coords.new_empty(coords.shape)
+            others = self.receptor_coords
+            tables = (table.view(coords.shape[1], len(others)) for table in self.tables)
+            apply(kernels.receptor_sums, coords, others, *tables, CUTOFF, found, gradient)
+            return found, gradient
         batch, count, _ = coords.shape
         flat, others = coords.flatten(0, 1), self.receptor_coords
         # The cheap estimate only chooses pairs; chosen distances are computed anew, without loss.
@@ -317,6 +324,11 @@ class Vina:
 
     def _within(self, coords: Tensor) -> tuple[Tensor, Tensor]:
         radii, hydrophobic, hydrogen, incidence = self._intra  # type: ignore[attr-defined]
+        if kernels := kernels_for(coords):
+            total, by_atom = coords.new_empty(len(coords)), coords.new_empty(coords.shape)
+            tables = (table.view(-1) for table in (radii, hydrophobic, hydrogen))
+            apply(kernels.within, coords, self.pairs, *tables, CUTOFF, self.cap, total, by_atom)
+            return total, by_atom
         batch, count, _ = coords.shape
         # Axes before poses: one product gives all differences, and sums run along poses.
         columns = coords.permute(1, 2, 0).reshape(count, 3 * batch)

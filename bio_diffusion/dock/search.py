@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bio_diffusion.dock.compiled import apply, kernels_for
 from bio_diffusion.dock.physics import Vina
 from bio_diffusion.dock.pose import Pose, TorsionTree, rotation_matrix
 
@@ -67,6 +68,7 @@ class Kinematics:
         holds = (moving.float() @ moving.float().T) == sizes
         holds &= ~torch.eye(len(moving), dtype=torch.bool, device=bonds.device)
         parent = torch.where(holds, sizes[:, None], 2 * count).argmin(0)
+        self.tree = bonds, self.piece, parent.clone(), sizes.argsort(descending=True)
         parent[0] = len(moving)  # one more piece, which never moves, ends every chain
         parent = torch.cat([parent, parent.new_tensor([len(moving)])])
         self.jumps: list[Tensor] = []
@@ -77,6 +79,10 @@ class Kinematics:
 
     def __call__(self, coords: Tensor, step: Tensor) -> Tensor:
         """Moved coordinates (B, N, 3)."""
+        if kernels := kernels_for(coords):
+            moved = coords.new_empty(coords.shape)
+            apply(kernels.move, coords, step, *self.tree, moved)
+            return moved
         batch = len(coords)
         centroid = coords.mean(1, keepdim=True)
         ends = coords.index_select(1, self.axis).view(batch, -1, 2, 3)
@@ -95,6 +101,10 @@ class Kinematics:
 
     def pull(self, coords: Tensor, gradient: Tensor) -> Tensor:
         """Gradient along the step (B, D) at zero from one on atoms (B, N, 3): J^T g."""
+        if kernels := kernels_for(coords):
+            along = coords.new_empty(len(coords), 5 + len(self.moving))
+            apply(kernels.pull, coords, gradient, *self.tree, along)
+            return along
         batch = len(coords)
         centroid = coords.mean(1, keepdim=True)
         ends = coords.index_select(1, self.axis).view(batch, -1, 2, 3)

@@ -1,0 +1,317 @@
+"""Inner loops of docking for the CPU, compiled by Numba: one pass where torch makes many.
+
+Each does what the lines of torch beside its caller do. Those lines stay, for gradients and other
+devices; tests hold the two together. Compiled once on a machine, in a few seconds, and kept beside
+this file or in the user's cache (`NUMBA_CACHE_DIR` moves it).
+
+Arrays are C-contiguous, float32 or int64; `out_*` are filled. Shapes: n nodes, K neighbours of
+each, B poses, N ligand atoms, A receptor atoms, P pairs of ligand atoms. Å, kcal/mol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = [
+    "add_senders",
+    "interpolate",
+    "message_sums",
+    "move",
+    "pull",
+    "receptor_sums",
+    "within",
+]
+
+Function = Callable[..., Any]
+Array = Any  # numpy's, to the compiler; annotations are not for it
+
+_ZERO = np.float32(0)
+
+
+def _compiled(function: Function) -> Function:
+    made: Function = numba.njit(cache=True, error_model="numpy", fastmath={"contract"})(function)
+    return made
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+@_compiled
+def add_senders(out_hidden: Array, receivers: Array, scalars: Array, sender: Array) -> None:
+    """To hidden (n, K, H) come receivers (n, H) and the first H scalars (n', *) of the senders."""
+    count, neighbours, width = out_hidden.shape
+    for i in range(count):
+        for j in range(neighbours):
+            s = sender[i, j]
+            for c in range(width):
+                out_hidden[i, j, c] += receivers[i, c] + scalars[s, c]
+
+
+@cache
+def message_sums(width: int, scalar: int, vector: int) -> Function:
+    """The sums of `layers.Message` of one size, which the compiler wants to know.
+
+    Of the kernel: weights (n, K, *) and their bias (*), not added yet; scalars (n', *) and vectors
+    (n', 3, C') of the senders (n, K); unit vectors (n, K, 3); sums (n, C + C') and (n, 3, C').
+    """
+
+    def sums(
+        weights: Array, bias: Array, scalars: Array, vectors: Array, sender: Array, unit: Array,
+        out_scalars: Array, out_vectors: Array,
+    ) -> None:  # fmt: skip
+        count, neighbours = sender.shape
+        scale = np.float32(1 / math.sqrt(neighbours))
+        total = np.empty(scalar + 4 * vector, np.float32)  # in registers, or near them
+        for i in range(count):
+            total[:] = 0
+            for j in range(neighbours):
+                s = sender[i, j]
+                x, y, z = unit[i, j, 0], unit[i, j, 1], unit[i, j, 2]
+                for c in range(scalar):
+                    total[c] += (weights[i, j, c] + bias[c]) * scalars[s, width + c]
+                for c in range(scalar, scalar + vector):
+                    v_x, v_y, v_z = (
+                        vectors[s, 0, c - scalar], vectors[s, 1, c - scalar],
+                        vectors[s, 2, c - scalar],
+                    )  # fmt: skip
+                    b, d, e = c + vector, c + 2 * vector, c + 3 * vector
+                    total[c] += (weights[i, j, c] + bias[c]) * (v_x * x + v_y * y + v_z * z)
+                    along = (weights[i, j, b] + bias[b]) * scalars[s, width + c]
+                    carried = weights[i, j, d] + bias[d]
+                    total[b] += carried * v_x + along * x
+                    total[d] += carried * v_y + along * y
+                    total[e] += carried * v_z + along * z
+            for c in range(scalar + vector):
+                out_scalars[i, c] = scale * total[c]
+            for axis in range(3):
+                for c in range(vector):
+                    out_vectors[i, axis, c] = scale * total[scalar + (1 + axis) * vector + c]
+
+    return _compiled(sums)
+
+
+# --- energies ------------------------------------------------------------------------------------
+
+
+@_compiled
+def _cubic(t: float, weight: Array, slope: Array) -> None:
+    """`maps._cubic` of one fraction."""
+    u = 1 - t
+    weight[0], weight[1] = -0.5 * t * u * u, 1 + t * t * (1.5 * t - 2.5)
+    weight[2], weight[3] = 1 + u * u * (1.5 * u - 2.5), -0.5 * u * t * t
+    slope[0], slope[1] = u * (1.5 * t - 0.5), t * (4.5 * t - 5)
+    slope[2], slope[3] = -u * (4.5 * u - 5), -t * (1.5 * u - 0.5)
+
+
+@_compiled
+def interpolate(
+    coords: Array, row: Array, values: Array, origin: Array, scale: float, shape: Array,
+    out_energy: Array, out_gradient: Array,
+) -> None:  # fmt: skip
+    """`maps.MapField` of coords (B, N, 3): row (N,) is where an atom's map begins in the values,
+    shape (3,) its nodes."""
+    poses, atoms, _ = coords.shape
+    weight, slope = np.empty((3, 4), np.float32), np.empty((3, 4), np.float32)
+    free, node = np.empty(3, np.float32), np.empty(3, np.int64)
+    for b in range(poses):
+        for n in range(atoms):
+            for axis in range(3):
+                place = (coords[b, n, axis] - origin[axis]) * np.float32(scale)
+                # in this order, so that what is not a number stays within the maps
+                held = place if place > 1 else np.float32(1)
+                held = held if held < shape[axis] - 2 else np.float32(shape[axis] - 2)
+                node[axis] = min(int(held), shape[axis] - 3)
+                free[axis] = scale if held == place else 0.0
+                _cubic(held - node[axis], weight[axis], slope[axis])
+            value = _ZERO * (coords[b, n, 0] + coords[b, n, 1] + coords[b, n, 2])  # keeps a nan
+            by_x = by_y = by_z = _ZERO
+            for i in range(4):
+                plane = plane_y = plane_z = _ZERO
+                for j in range(4):
+                    at = ((node[0] + i - 1) * shape[1] + node[1] + j - 1) * shape[2]
+                    at += row[n] + node[2] - 1
+                    line = line_z = _ZERO
+                    for k in range(4):
+                        line += weight[2, k] * values[at + k]
+                        line_z += slope[2, k] * values[at + k]
+                    plane += weight[1, j] * line
+                    plane_y += slope[1, j] * line
+                    plane_z += weight[1, j] * line_z
+                value += weight[0, i] * plane
+                by_x += slope[0, i] * plane
+                by_y += weight[0, i] * plane_y
+                by_z += weight[0, i] * plane_z
+            out_energy[b, n] = value
+            out_gradient[b, n, 0] = free[0] * by_x
+            out_gradient[b, n, 1] = free[1] * by_y
+            out_gradient[b, n, 2] = free[2] * by_z
+
+
+@_compiled
+def _pair(d: float, hydrophobic: float, hydrogen: float) -> tuple[float, float]:
+    """`physics.pair_energy` of one pair."""
+    first = -0.035579 * math.exp(-4 * d * d)
+    second = -0.005156 * math.exp(-0.25 * (d - 3) * (d - 3))
+    energy, slope = first + second, -8 * d * first - 0.5 * (d - 3) * second
+    if d < 0:
+        energy += 0.840245 * d * d
+        slope += 1.68049 * d
+    if d < 1.5:
+        energy += hydrophobic * min(1.5 - d, 1.0)
+        slope -= hydrophobic if d > 0.5 else 0.0
+    if d < 0:
+        energy += hydrogen * min(d / -0.7, 1.0)
+        slope -= hydrogen / 0.7 if d > -0.7 else 0.0
+    return energy, slope
+
+
+@_compiled
+def receptor_sums(
+    coords: Array, others: Array, radii: Array, hydrophobic: Array, hydrogen: Array,
+    cutoff: float, out_energy: Array, out_gradient: Array,
+) -> None:  # fmt: skip
+    """`physics.PairField` of coords (B, N, 3) beside others (A, 3): tables are (N, A)."""
+    poses, atoms, _ = coords.shape
+    for b in range(poses):
+        for n in range(atoms):
+            x, y, z = coords[b, n, 0], coords[b, n, 1], coords[b, n, 2]
+            total = 0.0 * (x + y + z)  # keeps a nan
+            by_x = by_y = by_z = 0.0
+            for a in range(len(others)):
+                d_x, d_y, d_z = x - others[a, 0], y - others[a, 1], z - others[a, 2]
+                square = d_x * d_x + d_y * d_y + d_z * d_z
+                if square < cutoff * cutoff:
+                    r = math.sqrt(max(square, 1e-6))
+                    energy, slope = _pair(r - radii[n, a], hydrophobic[n, a], hydrogen[n, a])
+                    total += energy
+                    by_x += slope / r * d_x
+                    by_y += slope / r * d_y
+                    by_z += slope / r * d_z
+            out_energy[b, n] = total
+            out_gradient[b, n, 0], out_gradient[b, n, 1] = by_x, by_y
+            out_gradient[b, n, 2] = by_z
+
+
+@_compiled
+def within(
+    coords: Array, pairs: Array, radii: Array, hydrophobic: Array, hydrogen: Array, cutoff: float,
+    cap: float, out_energy: Array, out_gradient: Array,
+) -> None:  # fmt: skip
+    """`Vina._within` of coords (B, N, 3): pairs (P, 2), tables (P,); energy (B,)."""
+    out_gradient[:] = 0
+    for b in range(len(coords)):
+        total = 0.0
+        for p in range(len(pairs)):
+            i, j = pairs[p]
+            d_x, d_y, d_z = (
+                coords[b, i, 0] - coords[b, j, 0], coords[b, i, 1] - coords[b, j, 1],
+                coords[b, i, 2] - coords[b, j, 2],
+            )  # fmt: skip
+            r = math.sqrt(max(d_x * d_x + d_y * d_y + d_z * d_z, 1e-6))
+            if r < cutoff:
+                energy, slope = _pair(r - radii[p], hydrophobic[p], hydrogen[p])
+                if energy > 0:
+                    bent = cap / (energy + cap)
+                    energy, slope = energy * bent, slope * bent * bent
+                total += energy
+                for axis, d in enumerate((d_x, d_y, d_z)):
+                    out_gradient[b, i, axis] += slope / r * d
+                    out_gradient[b, j, axis] -= slope / r * d
+        out_energy[b] = total
+
+
+# --- moves ---------------------------------------------------------------------------------------
+
+
+@_compiled
+def _dot(a: Array, b: Array) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@_compiled
+def _place(coords: Array, bonds: Array, piece: int, hinge: Array, axis: Array) -> float:
+    """Where a piece turns: the centroid, or the end of its bond; and about what unit vector: left
+    alone, or the bond's."""
+    for i in range(3):
+        hinge[i] = coords[:, i].mean() if piece == 0 else coords[bonds[piece - 1, 1], i]
+        if piece > 0:
+            axis[i] = hinge[i] - coords[bonds[piece - 1, 0], i]
+    length = math.sqrt(_dot(axis, axis))
+    axis /= max(length, 1e-12)
+    return length
+
+
+@_compiled
+def move(
+    coords: Array, step: Array, bonds: Array, piece: Array, parent: Array, order: Array,
+    out_coords: Array,
+) -> None:  # fmt: skip
+    """`search.Kinematics` of coords (B, N, 3) by steps (B, 6 + M): bonds (M, 2), the innermost
+    piece of each atom (N,), the parent of each piece (1 + M,), and an order of the pieces in which
+    parents come first."""
+    turn, shift = np.empty((len(parent), 3, 3)), np.empty((len(parent), 3))
+    own, rest, hinge, axis = np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(3)
+    for b in range(len(coords)):
+        for p in order:
+            axis[:] = step[b, 3:6]
+            length = _place(coords[b], bonds, p, hinge, axis)
+            angle = length if p == 0 else float(step[b, 5 + p])
+            sine, cosine = math.sin(angle), math.cos(angle)
+            for i in range(3):
+                for j in range(3):
+                    own[i, j] = (1 - cosine) * axis[i] * axis[j]
+                own[i, i] += cosine
+                own[i, i - 1] += sine * axis[i - 2]
+                own[i, i - 2] -= sine * axis[i - 1]
+            for i in range(3):
+                rest[i] = hinge[i] - _dot(own[i], hinge) + (step[b, i] if p == 0 else 0.0)
+            q = parent[p]
+            for i in range(3):
+                if p == 0:
+                    turn[0, i], shift[0, i] = own[i], rest[i]
+                else:
+                    for j in range(3):
+                        turn[p, i, j] = _dot(turn[q, i], own[:, j])
+                    shift[p, i] = _dot(turn[q, i], rest) + shift[q, i]
+        for n in range(coords.shape[1]):
+            for i in range(3):
+                out_coords[b, n, i] = _dot(turn[piece[n], i], coords[b, n]) + shift[piece[n], i]
+
+
+@_compiled
+def pull(
+    coords: Array, gradient: Array, bonds: Array, piece: Array, parent: Array, order: Array,
+    out_step: Array,
+) -> None:  # fmt: skip
+    """`search.Kinematics.pull` of a gradient (B, N, 3), to (B, 6 + M)."""
+    force, torque = np.empty((len(parent), 3)), np.empty((len(parent), 3))
+    centre, hinge, axis = np.empty(3), np.empty(3), np.empty(3)
+    for b in range(len(coords)):
+        force[:], torque[:] = 0, 0
+        axis[:] = 1
+        _place(coords[b], bonds, 0, centre, axis)
+        for n in range(coords.shape[1]):
+            for i in range(3):
+                j, k = (i + 1) % 3, (i + 2) % 3
+                force[piece[n], i] += gradient[b, n, i]
+                torque[piece[n], i] += (coords[b, n, j] - centre[j]) * gradient[b, n, k]
+                torque[piece[n], i] -= (coords[b, n, k] - centre[k]) * gradient[b, n, j]
+        for p in order[::-1]:
+            if p == 0:
+                out_step[b, :3], out_step[b, 3:6] = force[0], torque[0]
+                continue
+            _place(coords[b], bonds, p, hinge, axis)
+            along = 0.0
+            for i in range(3):
+                j, k = (i + 1) % 3, (i + 2) % 3
+                bent = (hinge[j] - centre[j]) * force[p, k] - (hinge[k] - centre[k]) * force[p, j]
+                along += axis[i] * (torque[p, i] - bent)
+            out_step[b, 5 + p] = along
+            force[parent[p]] += force[p]
+            torque[parent[p]] += torque[p]
