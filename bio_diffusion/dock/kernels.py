@@ -235,16 +235,22 @@ def _dot(a: Array, b: Array) -> float:
 
 
 @_compiled
-def _place(coords: Array, bonds: Array, piece: int, hinge: Array, axis: Array) -> float:
-    """Where a piece turns: the centroid, or the end of its bond; and about what unit vector: left
-    alone, or the bond's."""
+def _centre(coords: Array, pose: int, out_centre: Array) -> None:
     for i in range(3):
-        hinge[i] = coords[:, i].mean() if piece == 0 else coords[bonds[piece - 1, 1], i]
-        if piece > 0:
-            axis[i] = hinge[i] - coords[bonds[piece - 1, 0], i]
-    length = math.sqrt(_dot(axis, axis))
-    axis /= max(length, 1e-12)
-    return length
+        out_centre[i] = 0
+        for n in range(coords.shape[1]):
+            out_centre[i] += coords[pose, n, i]
+        out_centre[i] /= coords.shape[1]
+
+
+@_compiled
+def _bond(coords: Array, pose: int, start: int, end: int, out_end: Array, out_axis: Array) -> None:
+    for i in range(3):
+        out_end[i] = coords[pose, end, i]
+        out_axis[i] = out_end[i] - coords[pose, start, i]
+    length = max(math.sqrt(_dot(out_axis, out_axis)), 1e-12)
+    for i in range(3):
+        out_axis[i] /= length
 
 
 @_compiled
@@ -254,31 +260,36 @@ def move(
 ) -> None:  # fmt: skip
     """`search.Kinematics` of coords (B, N, 3) by steps (B, 6 + M): bonds (M, 2), the innermost
     piece of each atom (N,), the parent of each piece (1 + M,), and an order of the pieces in which
-    parents come first."""
+    parents come first. Piece 0 is the ligand, p turns about bond p - 1."""
     turn, shift = np.empty((len(parent), 3, 3)), np.empty((len(parent), 3))
     own, rest, hinge, axis = np.empty((3, 3)), np.empty(3), np.empty(3), np.empty(3)
     for b in range(len(coords)):
         for p in order:
-            axis[:] = step[b, 3:6]
-            length = _place(coords[b], bonds, p, hinge, axis)
-            angle = length if p == 0 else float(step[b, 5 + p])
+            if p == 0:
+                _centre(coords, b, hinge)
+                for i in range(3):
+                    axis[i] = step[b, 3 + i]
+                angle = math.sqrt(_dot(axis, axis))
+                for i in range(3):
+                    axis[i] /= max(angle, 1e-12)
+            else:
+                _bond(coords, b, bonds[p - 1, 0], bonds[p - 1, 1], hinge, axis)
+                angle = step[b, 5 + p]
             sine, cosine = math.sin(angle), math.cos(angle)
             for i in range(3):
                 for j in range(3):
                     own[i, j] = (1 - cosine) * axis[i] * axis[j]
                 own[i, i] += cosine
-                own[i, i - 1] += sine * axis[i - 2]
-                own[i, i - 2] -= sine * axis[i - 1]
+                own[i, (i + 2) % 3] += sine * axis[(i + 1) % 3]
+                own[i, (i + 1) % 3] -= sine * axis[(i + 2) % 3]
             for i in range(3):
                 rest[i] = hinge[i] - _dot(own[i], hinge) + (step[b, i] if p == 0 else 0.0)
-            q = parent[p]
             for i in range(3):
-                if p == 0:
-                    turn[0, i], shift[0, i] = own[i], rest[i]
-                else:
-                    for j in range(3):
-                        turn[p, i, j] = _dot(turn[q, i], own[:, j])
-                    shift[p, i] = _dot(turn[q, i], rest) + shift[q, i]
+                for j in range(3):
+                    outer = own[i, j] if p == 0 else _dot(turn[parent[p], i], own[:, j])
+                    turn[p, i, j] = outer
+                outer = rest[i] if p == 0 else _dot(turn[parent[p], i], rest) + shift[parent[p], i]
+                shift[p, i] = outer
         for n in range(coords.shape[1]):
             for i in range(3):
                 out_coords[b, n, i] = _dot(turn[piece[n], i], coords[b, n]) + shift[piece[n], i]
@@ -290,28 +301,32 @@ def pull(
     out_step: Array,
 ) -> None:  # fmt: skip
     """`search.Kinematics.pull` of a gradient (B, N, 3), to (B, 6 + M)."""
-    force, torque = np.empty((len(parent), 3)), np.empty((len(parent), 3))
+    pieces = len(parent)
+    force, torque = np.empty((pieces, 3)), np.empty((pieces, 3))
     centre, hinge, axis = np.empty(3), np.empty(3), np.empty(3)
     for b in range(len(coords)):
-        force[:], torque[:] = 0, 0
-        axis[:] = 1
-        _place(coords[b], bonds, 0, centre, axis)
+        for p in range(pieces):
+            for i in range(3):
+                force[p, i] = torque[p, i] = 0
+        _centre(coords, b, centre)
         for n in range(coords.shape[1]):
             for i in range(3):
                 j, k = (i + 1) % 3, (i + 2) % 3
                 force[piece[n], i] += gradient[b, n, i]
                 torque[piece[n], i] += (coords[b, n, j] - centre[j]) * gradient[b, n, k]
                 torque[piece[n], i] -= (coords[b, n, k] - centre[k]) * gradient[b, n, j]
-        for p in order[::-1]:
+        for number in range(pieces):
+            p = order[pieces - 1 - number]  # children first
             if p == 0:
-                out_step[b, :3], out_step[b, 3:6] = force[0], torque[0]
+                for i in range(3):
+                    out_step[b, i], out_step[b, 3 + i] = force[0, i], torque[0, i]
                 continue
-            _place(coords[b], bonds, p, hinge, axis)
+            _bond(coords, b, bonds[p - 1, 0], bonds[p - 1, 1], hinge, axis)
             along = 0.0
             for i in range(3):
                 j, k = (i + 1) % 3, (i + 2) % 3
                 bent = (hinge[j] - centre[j]) * force[p, k] - (hinge[k] - centre[k]) * force[p, j]
                 along += axis[i] * (torque[p, i] - bent)
+                force[parent[p], i] += force[p, i]
+                torque[parent[p], i] += torque[p, i]
             out_step[b, 5 + p] = along
-            force[parent[p]] += force[p]
-            torque[parent[p]] += torque[p]
