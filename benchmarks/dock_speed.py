@@ -1,7 +1,7 @@
 """Where a docking's time goes: network calls against their operations, and further ligands.
 
     python benchmarks/dock_speed.py --protein data/demo/protein.pdb --ligand data/demo/ligand.sdf \
-        [--checkpoint FILE] [--repeats 20]
+        [--checkpoint FILE] [--repeats 20] [--torch]
 
 All times are CPU seconds of one thread, the least of the repeats; shares of the peak refer to the
 best matrix product measured in the same run, so they compare across machines.
@@ -98,8 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ligand", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--torch", action="store_true", help="without the compiled loops")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if args.torch:
+        sys.modules["numba"] = None  # type: ignore[assignment]  # what a machine without it does
     docker = Docker.load(args.checkpoint, "cpu")
     if not isinstance(docker.source, NetworkPoses):
         parser.error("no trained model: give --checkpoint")
