@@ -34,12 +34,12 @@ from bio_diffusion.image.results import grid_png
 BARE = "experiment.latents=null"
 ARMS = {
     "plain": [BARE],
-    "wide": [BARE],
+    "wide": [BARE, "experiment.network.widths={wide}"],
     "latents": [],
     "hierarchical": ["experiment.latents.hierarchical=true"],
 }
 DATA = {"mnist": "mnist.npz", "cifar10": "images/cifar10_jpeg.npz"}
-WIDE = {"mnist": "[40,84]", "cifar10": "[60,120]"}  # widths of the arm
+WIDE = {"mnist": "[40,84]", "cifar10": "[60,120]"}
 
 
 def model_of(runs, arm, seed):
@@ -61,9 +61,7 @@ def train(args):
     for seed in range(args.seeds):
         seeded = [f"seed={seed}", f"experiment.seed={seed}"]
         for arm in args.arms:
-            words = list(ARMS[arm])
-            if arm == "wide":
-                words.append(f"experiment.network.widths={WIDE[args.set]}")
+            words = [word.format(wide=WIDE[args.set]) for word in ARMS[arm]]
             file = trained(
                 args.runs / f"{arm}-{seed}", f"experiment=image/{args.set}_disco", *seeded, *words,
                 f"experiment.batch={args.batch}", f"fit.max_steps={args.steps}",

@@ -29,6 +29,6 @@ def kernels_for(example: Tensor) -> ModuleType | None:
     return _kernels()
 
 
-def apply(kernel: Callable[..., Any], *arguments: Tensor | float) -> None:
-    """Calls a kernel on the memory of tensors; it fills the last ones."""
+def apply(kernel: Callable[..., Any], *arguments: Tensor | float | tuple[float, ...]) -> None:
+    """Calls a kernel on the memory of tensors; those that it fills must be contiguous."""
     kernel(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in arguments))

@@ -31,11 +31,17 @@ __all__ = [
 Function = Callable[..., Any]
 Array = Any  # numpy's, to the compiler; annotations are not for it
 
+Terms = tuple[float, float, float]  # weights of the two Gaussians and the repulsion
+
 _ZERO = np.float32(0)
 
 
 def _compiled(function: Function) -> Function:
-    made: Function = numba.njit(cache=True, error_model="numpy", fastmath={"contract"})(function)
+    settings: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        made: Function = numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # no folder that can be written: compiled in each process
+        made = numba.njit(**settings)(function)
     return made
 
 
@@ -154,14 +160,14 @@ def interpolate(
 
 
 @_compiled
-def _pair(d: float, hydrophobic: float, hydrogen: float) -> tuple[float, float]:
+def _pair(d: float, terms: Terms, hydrophobic: float, hydrogen: float) -> tuple[float, float]:
     """`physics.pair_energy` of one pair."""
-    first = -0.035579 * math.exp(-4 * d * d)
-    second = -0.005156 * math.exp(-0.25 * (d - 3) * (d - 3))
+    first = terms[0] * math.exp(-4 * d * d)
+    second = terms[1] * math.exp(-0.25 * (d - 3) * (d - 3))
     energy, slope = first + second, -8 * d * first - 0.5 * (d - 3) * second
     if d < 0:
-        energy += 0.840245 * d * d
-        slope += 1.68049 * d
+        energy += terms[2] * d * d
+        slope += 2 * terms[2] * d
     if d < 1.5:
         energy += hydrophobic * min(1.5 - d, 1.0)
         slope -= hydrophobic if d > 0.5 else 0.0
@@ -174,7 +180,7 @@ def _pair(d: float, hydrophobic: float, hydrogen: float) -> tuple[float, float]:
 @_compiled
 def receptor_sums(
     coords: Array, others: Array, radii: Array, hydrophobic: Array, hydrogen: Array,
-    cutoff: float, out_energy: Array, out_gradient: Array,
+    terms: Terms, cutoff: float, out_energy: Array, out_gradient: Array,
 ) -> None:  # fmt: skip
     """`physics.PairField` of coords (B, N, 3) beside others (A, 3): tables are (N, A)."""
     poses, atoms, _ = coords.shape
@@ -188,7 +194,7 @@ def receptor_sums(
                 square = d_x * d_x + d_y * d_y + d_z * d_z
                 if square < cutoff * cutoff:
                     r = math.sqrt(max(square, 1e-6))
-                    energy, slope = _pair(r - radii[n, a], hydrophobic[n, a], hydrogen[n, a])
+                    energy, slope = _pair(r - radii[n, a], terms, hydrophobic[n, a], hydrogen[n, a])
                     total += energy
                     by_x += slope / r * d_x
                     by_y += slope / r * d_y
@@ -200,8 +206,8 @@ def receptor_sums(
 
 @_compiled
 def within(
-    coords: Array, pairs: Array, radii: Array, hydrophobic: Array, hydrogen: Array, cutoff: float,
-    cap: float, out_energy: Array, out_gradient: Array,
+    coords: Array, pairs: Array, radii: Array, hydrophobic: Array, hydrogen: Array, terms: Terms,
+    cutoff: float, cap: float, out_energy: Array, out_gradient: Array,
 ) -> None:  # fmt: skip
     """`Vina._within` of coords (B, N, 3): pairs (P, 2), tables (P,); energy (B,)."""
     out_gradient[:] = 0
@@ -215,7 +221,7 @@ def within(
             )  # fmt: skip
             r = math.sqrt(max(d_x * d_x + d_y * d_y + d_z * d_z, 1e-6))
             if r < cutoff:
-                energy, slope = _pair(r - radii[p], hydrophobic[p], hydrogen[p])
+                energy, slope = _pair(r - radii[p], terms, hydrophobic[p], hydrogen[p])
                 if energy > 0:
                     bent = cap / (energy + cap)
                     energy, slope = energy * bent, slope * bent * bent
@@ -230,8 +236,8 @@ def within(
 
 
 @_compiled
-def _dot(a: Array, b: Array) -> float:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+def _length(vector: Array) -> float:
+    return math.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
 
 
 @_compiled
@@ -248,7 +254,7 @@ def _bond(coords: Array, pose: int, start: int, end: int, out_end: Array, out_ax
     for i in range(3):
         out_end[i] = coords[pose, end, i]
         out_axis[i] = out_end[i] - coords[pose, start, i]
-    length = max(math.sqrt(_dot(out_axis, out_axis)), 1e-12)
+    length = max(_length(out_axis), 1e-12)
     for i in range(3):
         out_axis[i] /= length
 
@@ -269,7 +275,7 @@ def move(
                 _centre(coords, b, hinge)
                 for i in range(3):
                     axis[i] = step[b, 3 + i]
-                angle = math.sqrt(_dot(axis, axis))
+                angle = _length(axis)
                 for i in range(3):
                     axis[i] /= max(angle, 1e-12)
             else:
@@ -283,16 +289,26 @@ def move(
                 own[i, (i + 2) % 3] += sine * axis[(i + 1) % 3]
                 own[i, (i + 1) % 3] -= sine * axis[(i + 2) % 3]
             for i in range(3):
-                rest[i] = hinge[i] - _dot(own[i], hinge) + (step[b, i] if p == 0 else 0.0)
-            for i in range(3):
+                rest[i] = hinge[i] + (step[b, i] if p == 0 else 0.0)
                 for j in range(3):
-                    outer = own[i, j] if p == 0 else _dot(turn[parent[p], i], own[:, j])
-                    turn[p, i, j] = outer
-                outer = rest[i] if p == 0 else _dot(turn[parent[p], i], rest) + shift[parent[p], i]
-                shift[p, i] = outer
-        for n in range(coords.shape[1]):
+                    rest[i] -= own[i, j] * hinge[j]
+            q = parent[p]
             for i in range(3):
-                out_coords[b, n, i] = _dot(turn[piece[n], i], coords[b, n]) + shift[piece[n], i]
+                shift[p, i] = rest[i] if p == 0 else shift[q, i]
+                for j in range(3):
+                    turn[p, i, j] = own[i, j] if p == 0 else 0.0
+                if p > 0:
+                    for k in range(3):
+                        shift[p, i] += turn[q, i, k] * rest[k]
+                        for j in range(3):
+                            turn[p, i, j] += turn[q, i, k] * own[k, j]
+        for n in range(coords.shape[1]):
+            p = piece[n]
+            for i in range(3):
+                moved = shift[p, i]
+                for j in range(3):
+                    moved += turn[p, i, j] * coords[b, n, j]
+                out_coords[b, n, i] = moved
 
 
 @_compiled

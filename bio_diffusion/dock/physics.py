@@ -62,6 +62,7 @@ ATOM_KINDS: dict[str, tuple[float, bool, bool, bool]] = {
 """Radius in Å, hydrophobic, donor, acceptor. P: polar carbon; D, A: donor, acceptor."""
 
 _GAUSS_1, _GAUSS_2, _REPULSION = -0.035579, -0.005156, 0.840245
+_TERMS = (_GAUSS_1, _GAUSS_2, _REPULSION)
 _HYDROPHOBIC, _HYDROGEN, _TORSION = -0.035069, -0.587439, 0.05846
 _WALL = 10.0  # kcal/mol/Å^2 on each atom outside the box
 _CAP = 1000.0  # kcal/mol, Vina's ceiling on what one atom can cost
@@ -149,7 +150,7 @@ class PairField:
             found, gradient = coords.new_empty(coords.shape[:2]), coords.new_empty(coords.shape)
             others = self.receptor_coords
             tables = (table.view(coords.shape[1], len(others)) for table in self.tables)
-            apply(kernels.receptor_sums, coords, others, *tables, CUTOFF, found, gradient)
+            apply(kernels.receptor_sums, coords, others, *tables, _TERMS, CUTOFF, found, gradient)
             return found, gradient
         batch, count, _ = coords.shape
         flat, others = coords.flatten(0, 1), self.receptor_coords
@@ -327,7 +328,17 @@ class Vina:
         if kernels := kernels_for(coords):
             total, by_atom = coords.new_empty(len(coords)), coords.new_empty(coords.shape)
             tables = (table.view(-1) for table in (radii, hydrophobic, hydrogen))
-            apply(kernels.within, coords, self.pairs, *tables, CUTOFF, self.cap, total, by_atom)
+            apply(
+                kernels.within,
+                coords,
+                self.pairs,
+                *tables,
+                _TERMS,
+                CUTOFF,
+                self.cap,
+                total,
+                by_atom,
+            )
             return total, by_atom
         batch, count, _ = coords.shape
         # Axes before poses: one product gives all differences, and sums run along poses.

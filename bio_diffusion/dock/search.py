@@ -68,7 +68,7 @@ class Kinematics:
         holds = (moving.float() @ moving.float().T) == sizes
         holds &= ~torch.eye(len(moving), dtype=torch.bool, device=bonds.device)
         parent = torch.where(holds, sizes[:, None], 2 * count).argmin(0)
-        self.tree = bonds, self.piece, parent.clone(), sizes.argsort(descending=True)
+        self.pieces = bonds, self.piece, parent.clone(), sizes.argsort(descending=True)
         parent[0] = len(moving)  # one more piece, which never moves, ends every chain
         parent = torch.cat([parent, parent.new_tensor([len(moving)])])
         self.jumps: list[Tensor] = []
@@ -81,7 +81,7 @@ class Kinematics:
         """Moved coordinates (B, N, 3)."""
         if kernels := kernels_for(coords):
             moved = coords.new_empty(coords.shape)
-            apply(kernels.move, coords, step, *self.tree, moved)
+            apply(kernels.move, coords, step, *self.pieces, moved)
             return moved
         batch = len(coords)
         centroid = coords.mean(1, keepdim=True)
@@ -103,7 +103,7 @@ class Kinematics:
         """Gradient along the step (B, D) at zero from one on atoms (B, N, 3): J^T g."""
         if kernels := kernels_for(coords):
             along = coords.new_empty(len(coords), 5 + len(self.moving))
-            apply(kernels.pull, coords, gradient, *self.tree, along)
+            apply(kernels.pull, coords, gradient, *self.pieces, along)
             return along
         batch = len(coords)
         centroid = coords.mean(1, keepdim=True)

@@ -111,6 +111,15 @@ def test_gradients_are_those_of_the_kernels(site):
         torch.testing.assert_close(moving.grad, vina.energy_and_force(coords[:2])[1])
 
 
+NO_CACHE = """
+import numba
+made = numba.njit
+def njit(*function, cache=False, **settings):
+    if cache:
+        raise RuntimeError("cannot cache function: no locator available")
+    return made(*function, **settings)
+numba.njit = njit
+"""
 ONE = """
 import torch
 from bio_diffusion.dock.layers import Features, Message, Neighbours, Size
@@ -120,6 +129,12 @@ edges = Neighbours(index, torch.ones(2, 1, 16), torch.ones(2, 1, 3))
 with torch.no_grad():
     assert Message(Size())(one.scalars, one, edges).vectors.isfinite().all()
 """
+
+
+def test_where_nothing_can_be_kept_each_process_compiles():
+    code = f"{NO_CACHE}\n{ONE}\nimport sys; assert 'bio_diffusion.dock.kernels' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
