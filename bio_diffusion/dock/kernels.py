@@ -23,6 +23,7 @@ __all__ = [
     "interpolate",
     "message_sums",
     "move",
+    "nearest",
     "pull",
     "receptor_sums",
     "within",
@@ -33,7 +34,8 @@ Array = Any  # numpy's, to the compiler; annotations are not for it
 
 Terms = tuple[float, float, float]  # weights of the two Gaussians and the repulsion
 
-_ZERO = np.float32(0)
+_F = np.float32  # a bare number would make a sum of float32 double
+_ZERO = _F(0)
 
 
 def _compiled(function: Function) -> Function:
@@ -45,7 +47,34 @@ def _compiled(function: Function) -> Function:
     return made
 
 
+@_compiled
+def _squares(x: float, y: float, z: float, others: Array, out_square: Array) -> None:
+    """Squares of the distances to others (3, A); a loop of its own does several at once."""
+    for a in range(len(out_square)):
+        d_x, d_y, d_z = x - others[0, a], y - others[1, a], z - others[2, a]
+        out_square[a] = d_x * d_x + d_y * d_y + d_z * d_z
+
+
 # --- messages ------------------------------------------------------------------------------------
+
+
+@_compiled
+def nearest(receivers: Array, senders: Array, out_index: Array) -> None:
+    """`layers.nearest` of receivers (n, 3) among senders (3, n'): indices (n, K), K <= n'."""
+    kept, every = out_index.shape[1], senders.shape[1]
+    square, far = np.empty(kept, np.float32), np.empty(every, np.float32)
+    for i in range(len(receivers)):
+        _squares(receivers[i, 0], receivers[i, 1], receivers[i, 2], senders, far)
+        square[:] = np.inf
+        out_index[i] = 0  # stays where distances are no numbers
+        last, bound = 0, square[0]  # the farthest of those kept
+        for s in range(every):
+            if far[s] < bound:
+                square[last], out_index[i, last] = far[s], s
+                last, bound = 0, square[0]
+                for k in range(1, kept):
+                    if square[k] > bound:
+                        last, bound = k, square[k]
 
 
 @_compiled
@@ -160,20 +189,20 @@ def interpolate(
 
 
 @_compiled
-def _pair(d: float, terms: Terms, hydrophobic: float, hydrogen: float) -> tuple[float, float]:
+def _pair(d: Any, terms: Terms, hydrophobic: Any, hydrogen: Any) -> tuple[Any, Any]:
     """`physics.pair_energy` of one pair."""
-    first = terms[0] * math.exp(-4 * d * d)
-    second = terms[1] * math.exp(-0.25 * (d - 3) * (d - 3))
-    energy, slope = first + second, -8 * d * first - 0.5 * (d - 3) * second
+    from_3 = d - _F(3)
+    first = _F(terms[0]) * math.exp(_F(-4) * d * d)
+    second = _F(terms[1]) * math.exp(_F(-0.25) * from_3 * from_3)
+    energy, slope = first + second, _F(-8) * d * first - _F(0.5) * from_3 * second
     if d < 0:
-        energy += terms[2] * d * d
-        slope += 2 * terms[2] * d
-    if d < 1.5:
-        energy += hydrophobic * min(1.5 - d, 1.0)
-        slope -= hydrophobic if d > 0.5 else 0.0
-    if d < 0:
-        energy += hydrogen * min(d / -0.7, 1.0)
-        slope -= hydrogen / 0.7 if d > -0.7 else 0.0
+        energy += _F(terms[2]) * d * d
+        slope += _F(2 * terms[2]) * d
+        energy += hydrogen * min(d / _F(-0.7), _F(1))
+        slope -= hydrogen / _F(0.7) if d > _F(-0.7) else _F(0)
+    if d < _F(1.5):
+        energy += hydrophobic * min(_F(1.5) - d, _F(1))
+        slope -= hydrophobic if d > _F(0.5) else _F(0)
     return energy, slope
 
 
@@ -182,23 +211,23 @@ def receptor_sums(
     coords: Array, others: Array, radii: Array, hydrophobic: Array, hydrogen: Array,
     terms: Terms, cutoff: float, out_energy: Array, out_gradient: Array,
 ) -> None:  # fmt: skip
-    """`physics.PairField` of coords (B, N, 3) beside others (A, 3): tables are (N, A)."""
+    """`physics.PairField` of coords (B, N, 3) beside others (3, A): tables are (N, A)."""
     poses, atoms, _ = coords.shape
+    reach, square = _F(cutoff * cutoff), np.empty(others.shape[1], np.float32)
     for b in range(poses):
         for n in range(atoms):
             x, y, z = coords[b, n, 0], coords[b, n, 1], coords[b, n, 2]
             total = 0.0 * (x + y + z)  # keeps a nan
             by_x = by_y = by_z = 0.0
-            for a in range(len(others)):
-                d_x, d_y, d_z = x - others[a, 0], y - others[a, 1], z - others[a, 2]
-                square = d_x * d_x + d_y * d_y + d_z * d_z
-                if square < cutoff * cutoff:
-                    r = math.sqrt(max(square, 1e-6))
+            _squares(x, y, z, others, square)
+            for a in range(len(square)):
+                if square[a] < reach:
+                    r = math.sqrt(max(square[a], _F(1e-6)))
                     energy, slope = _pair(r - radii[n, a], terms, hydrophobic[n, a], hydrogen[n, a])
                     total += energy
-                    by_x += slope / r * d_x
-                    by_y += slope / r * d_y
-                    by_z += slope / r * d_z
+                    by_x += slope / r * (x - others[0, a])
+                    by_y += slope / r * (y - others[1, a])
+                    by_z += slope / r * (z - others[2, a])
             out_energy[b, n] = total
             out_gradient[b, n, 0], out_gradient[b, n, 1] = by_x, by_y
             out_gradient[b, n, 2] = by_z
@@ -211,6 +240,7 @@ def within(
 ) -> None:  # fmt: skip
     """`Vina._within` of coords (B, N, 3): pairs (P, 2), tables (P,); energy (B,)."""
     out_gradient[:] = 0
+    reach, ceiling = _F(cutoff), _F(cap)
     for b in range(len(coords)):
         total = 0.0
         for p in range(len(pairs)):
@@ -219,11 +249,11 @@ def within(
                 coords[b, i, 0] - coords[b, j, 0], coords[b, i, 1] - coords[b, j, 1],
                 coords[b, i, 2] - coords[b, j, 2],
             )  # fmt: skip
-            r = math.sqrt(max(d_x * d_x + d_y * d_y + d_z * d_z, 1e-6))
-            if r < cutoff:
+            r = math.sqrt(max(d_x * d_x + d_y * d_y + d_z * d_z, _F(1e-6)))
+            if r < reach:
                 energy, slope = _pair(r - radii[p], terms, hydrophobic[p], hydrogen[p])
                 if energy > 0:
-                    bent = cap / (energy + cap)
+                    bent = ceiling / (energy + ceiling)
                     energy, slope = energy * bent, slope * bent * bent
                 total += energy
                 for axis, d in enumerate((d_x, d_y, d_z)):

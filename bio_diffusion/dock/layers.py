@@ -91,11 +91,15 @@ def edges_between(receivers: Tensor, senders: Tensor, index: Tensor, cutoff: flo
 
 def nearest(receivers: Tensor, senders: Tensor, count: int, skip_self: bool = False) -> Tensor:
     """Indices (n, K) of the nearest senders; K is smaller where there are fewer."""
+    count = min(count, senders.shape[0] - int(skip_self))
+    if not skip_self and (kernels := kernels_for(receivers)):
+        index = torch.empty(len(receivers), count, dtype=torch.long)
+        apply(kernels.nearest, receivers, senders.T, index)
+        return index
     distance = torch.cdist(receivers, senders)
     if skip_self:
         distance.fill_diagonal_(math.inf)
-    available = senders.shape[0] - int(skip_self)
-    return distance.topk(min(count, available), dim=-1, largest=False, sorted=False).indices
+    return distance.topk(count, dim=-1, largest=False, sorted=False).indices
 
 
 class Message(nn.Module):

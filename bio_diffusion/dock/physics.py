@@ -148,8 +148,8 @@ class PairField:
     def __call__(self, coords: Tensor) -> tuple[Tensor, Tensor]:
         if kernels := kernels_for(coords):
             found, gradient = coords.new_empty(coords.shape[:2]), coords.new_empty(coords.shape)
-            others = self.receptor_coords
-            tables = (table.view(coords.shape[1], len(others)) for table in self.tables)
+            others = self.receptor_coords.T
+            tables = (table.view(coords.shape[1], others.shape[1]) for table in self.tables)
             apply(kernels.receptor_sums, coords, others, *tables, _TERMS, CUTOFF, found, gradient)
             return found, gradient
         batch, count, _ = coords.shape

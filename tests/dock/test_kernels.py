@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bio_diffusion.dock.layers import Features, Message, Neighbours, Size
+from bio_diffusion.dock.layers import Features, Message, Neighbours, Size, nearest
 from bio_diffusion.dock.maps import SiteMaps, mapped
 from bio_diffusion.dock.physics import ATOM_KINDS, PairField, Vina, flexible_pairs
 from bio_diffusion.dock.pose import TorsionTree
@@ -38,6 +38,19 @@ def test_messages(size, pair_types, nodes, others, k):
     fast, slow = both(message, some(nodes, size.scalars), senders, edges, kinds)
     assert not fast.scalars.requires_grad and slow.scalars.requires_grad
     torch.testing.assert_close(tuple(fast), tuple(s.detach() for s in slow), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("others", "k"), [(200, 12), (12, 12), (5, 12), (1, 1)])
+def test_nearest(others, k):
+    generator = torch.Generator().manual_seed(2)
+    receivers = 9 * torch.randn(50, 3, generator=generator)
+    senders = 9 * torch.randn(others, 3, generator=generator)
+    fast, slow = both(nearest, receivers, senders, k)
+    assert fast.shape == (50, min(k, others))
+    assert torch.equal(fast.sort(1).values, slow.sort(1).values)
+    receivers[3] = torch.nan
+    with torch.no_grad():
+        assert nearest(receivers, senders, k)[3].max() < others
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +135,7 @@ numba.njit = njit
 """
 ONE = """
 import torch
-from bio_diffusion.dock.layers import Features, Message, Neighbours, Size
+from bio_diffusion.dock.layers import Features, Message, Neighbours, Size, nearest
 one = Features(torch.ones(2, 48), torch.ones(2, 3, 16))
 index = torch.zeros(2, 1, dtype=torch.long)
 edges = Neighbours(index, torch.ones(2, 1, 16), torch.ones(2, 1, 3))
