@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 from rdkit import Chem
-from scipy.stats import binomtest, norm
 from spyrmsd import graph
 
 __all__ = [
@@ -189,7 +189,7 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
         raise ValueError(f"{successes} successes of {total}: need 0 <= successes <= total")
     if total == 0:
         return 0.0, 1.0
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / total
     center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
@@ -213,6 +213,8 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
         first: (C,) outcomes of one method.
         second: (C,) outcomes of the other on the same complexes, in the same order.
     """
+    from scipy.stats import binomtest  # slow to import, and a docking needs it not
+
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"outcomes {a.shape} and {b.shape}: need one each for the same complexes")
