@@ -47,7 +47,9 @@ def test_nearest(others, k):
     senders = 9 * torch.randn(others, 3, generator=generator)
     fast, slow = both(nearest, receivers, senders, k)
     assert fast.shape == (50, min(k, others))
-    assert torch.equal(fast.sort(1).values, slow.sort(1).values)
+    far = [(senders[i] - receivers[:, None]).norm(dim=-1).sort(1).values for i in (fast, slow)]
+    torch.testing.assert_close(*far, rtol=0, atol=0.01)  # torch's come from products, less exact
+    assert all(len(set(row)) == min(k, others) for row in fast.tolist())
     receivers[3] = torch.nan
     with torch.no_grad():
         assert nearest(receivers, senders, k)[3].max() < others
@@ -135,7 +137,7 @@ numba.njit = njit
 """
 ONE = """
 import torch
-from bio_diffusion.dock.layers import Features, Message, Neighbours, Size, nearest
+from bio_diffusion.dock.layers import Features, Message, Neighbours, Size
 one = Features(torch.ones(2, 48), torch.ones(2, 3, 16))
 index = torch.zeros(2, 1, dtype=torch.long)
 edges = Neighbours(index, torch.ones(2, 1, 16), torch.ones(2, 1, 3))
