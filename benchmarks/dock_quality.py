@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import spread
 from vina_baseline import chosen, sample_flags, search_box
 
 from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
@@ -276,7 +277,38 @@ def render(rows: Sequence[dict[str, str]]) -> str:
         outcomes = [Outcome.of(poses) for poses in complexes.values()]
         line = [f"{split} {part}".strip(), site, variant, *cells(outcomes)]
         lines.append("| " + " | ".join(line) + " |")
-    return "\n".join([*lines, "", *paired(groups)])
+    return "\n".join([*lines, "", *by_seed(groups), *paired(groups)])
+
+
+def by_seed(groups: dict[tuple[str, ...], Any]) -> list[str]:
+    """First poses < 2 Å of each docking seed of a variant with several, the mean over seeds, and
+    how much that is above the variants with one seed on the same complexes."""
+    lines = []
+    tops = {key: top_by_seed(complexes) for key, complexes in groups.items()}
+    for key, seeds in tops.items():
+        if len(seeds) < 2:
+            continue
+        hits = [sum(top.values()) for top in seeds.values()]
+        lines.append(f"{' '.join(filter(None, key))}, by seed: {hits}, mean {spread(hits)}")
+        for other, theirs in tops.items():
+            if other[:3] == key[:3] and len(theirs) == 1:
+                (their,) = theirs.values()
+                common = [i for i in their if all(i in top for top in seeds.values())]
+                more = [
+                    100 * (np.mean([top[i] for top in seeds.values()]) - their[i]) for i in common
+                ]
+                lines.append(
+                    f"    above {other[3]} on {len(common)} complexes, in points: {spread(more)}"
+                )
+    return lines
+
+
+def top_by_seed(complexes: dict[tuple[str, str], Any]) -> dict[str, dict[str, bool]]:
+    """Of each seed: of each complex, is its first pose right?"""
+    found: dict[str, dict[str, bool]] = {}
+    for (key, seed), poses in complexes.items():
+        found.setdefault(seed, {})[key] = Outcome.of(poses).top
+    return found
 
 
 def paired(groups: dict[tuple[str, ...], Any]) -> list[str]:

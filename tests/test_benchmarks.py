@@ -55,6 +55,18 @@ def test_outcome_counts_a_failure_as_a_miss_and_an_unchecked_pose_as_unknown():
     assert dock_quality.checked_rate([True, None]) == "not checked"
 
 
+def test_seeds_are_averaged_and_held_against_a_variant_with_one():
+    rows = [
+        row(key, "network", rmsd, 1.0) | {"seed": seed}
+        for seed, found in (("0", (1.0, 5.0)), ("1", (1.0, 1.0)))
+        for key, rmsd in zip("ab", found, strict=True)
+    ]
+    rows += [row(key, "vina", rmsd, 9.0) for key, rmsd in (("a", 1.0), ("b", 5.0))]
+    printed = dock_quality.render(rows)
+    assert "network, by seed: [1, 2], mean 1.500 ± 0.500" in printed
+    assert "above vina on 2 complexes, in points: 25.000 ± 25.000" in printed
+
+
 def test_points_keep_the_complexes_that_all_have_and_sort_by_time():
     rows = curve("network", "64 starts", [1, 1, 0], 4.0) + curve("network", "8 starts", [1, 0], 1.0)
     rows += curve("vina", "exhaustiveness 8", [1, 0, 1], 40.0)
