@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from bio_diffusion.command import Parser, start
+from bio_diffusion.dock import ahead
 
 _EPILOG = """\
 Words key=value override settings (names in configs/dock.yaml), such as starts=64.
@@ -100,6 +101,7 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parser().parse_intermixed_args(arguments)
+    ahead.begin()
     return start("bio_diffusion.dock.command", options)  # the chemistry and torch load only now
 
 

@@ -28,6 +28,7 @@ from bio_diffusion.command import Progress, exit_status, keep_trace, libraries
 from bio_diffusion.config import ConfigError, compose, dump, merge
 from bio_diffusion.files import one_line
 
+from . import ahead
 from .complex import Failure, InputError, Ligand, slug
 from .ligand_records import named_files
 from .parallel import Crash, Outcome, Outcomes, require_dask, run_dask, run_here, run_pool
@@ -169,6 +170,7 @@ class _Run:
         jobs = chain(first, jobs)
         if workers == 1 or len(first) < 2:
             return run_here(self.session, jobs)
+        ahead.wait()  # or each worker would compile for itself
         return run_pool(self.session, jobs, workers, float(self.config["timeout"]))
 
     def _take(self, outcome: Outcome[Job]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bio_diffusion.dock import ahead
+
 __all__ = ["apply", "kernels_for"]
 
 
@@ -31,4 +33,5 @@ def kernels_for(example: Tensor) -> ModuleType | None:
 
 def apply(kernel: Callable[..., Any], *arguments: Tensor | float | tuple[float, ...]) -> None:
     """Calls a kernel on the memory of tensors; those that it fills must be contiguous."""
+    ahead.wait(kernel.__name__)
     kernel(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in arguments))

@@ -1,8 +1,8 @@
 """Inner loops of docking for the CPU, compiled by Numba: one pass where torch makes many.
 
 Each does what the lines of torch beside its caller do. Those lines stay, for gradients and other
-devices; tests hold the two together. Compiled once on a machine, in a few seconds, and kept beside
-this file or in the user's cache (`NUMBA_CACHE_DIR` moves it).
+devices; tests hold the two together. Compiled once on a machine, in a few seconds (`ahead`), and
+kept beside this file or in the user's cache (`NUMBA_CACHE_DIR` moves it).
 
 Arrays are C-contiguous, float32 or int64; `out_*` are filled. Shapes: n nodes, K neighbours of
 each, B poses, N ligand atoms, A receptor atoms, P pairs of ligand atoms. Å, kcal/mol.
@@ -11,8 +11,8 @@ each, B poses, N ligand atoms, A receptor atoms, P pairs of ligand atoms. Å, kc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -20,7 +20,9 @@ import numpy as np
 
 __all__ = [
     "add_senders",
+    "compile_all",
     "interpolate",
+    "kept",
     "message_sums",
     "move",
     "nearest",
@@ -29,7 +31,7 @@ __all__ = [
     "within",
 ]
 
-Function = Callable[..., Any]
+Function = Any  # as written, or compiled
 Array = Any  # numpy's, to the compiler; annotations are not for it
 
 Terms = tuple[float, float, float]  # weights of the two Gaussians and the repulsion
@@ -376,3 +378,38 @@ def pull(
                 force[parent[p], i] += force[p, i]
                 torque[parent[p], i] += torque[p, i]
             out_step[b, 5 + p] = along
+
+
+# --- ahead of time -------------------------------------------------------------------------------
+
+SIZE = (32, 48, 16)  # of `message_sums` in the networks that ship
+
+
+def compile_all() -> None:
+    """Compiles what a docking calls, in the order in which it does, and prints each name after."""
+    terms, real = numba.types.UniTuple(numba.float64, 3), numba.float64
+    f_1, f_2, f_3 = numba.float32[::1], numba.float32[:, ::1], numba.float32[:, :, ::1]
+    i_1, i_2 = numba.int64[::1], numba.int64[:, ::1]
+    tables = f_2, f_2, f_2
+    signatures = {
+        nearest: (f_2, f_2, i_2),
+        add_senders: (f_3, f_2, f_2, i_2),
+        message_sums(*SIZE): (f_3, f_1, f_2, f_3, i_2, f_3, f_2, f_3),
+        move: (f_3, f_2, i_2, i_1, i_1, i_1, f_3),
+        interpolate: (f_3, i_1, f_1, f_1, real, i_1, f_2, f_3),
+        within: (f_3, i_2, f_1, f_1, f_1, terms, real, real, f_1, f_3),
+        pull: (f_3, f_3, i_2, i_1, i_1, i_1, f_2),
+        receptor_sums: (f_3, f_2, *tables, terms, real, f_2, f_3),
+    }
+    for kernel, signature in signatures.items():
+        kernel.compile(signature)
+        print(kernel.__name__, flush=True)
+
+
+def kept() -> bool:
+    """Whether that need not be done: it was, since this file changed, or nothing can be kept."""
+    stats = getattr(receptor_sums, "stats", None)  # none where Numba is switched off
+    if stats is None or stats.cache_path is None:
+        return True
+    found = Path(stats.cache_path).glob(f"{Path(__file__).stem}.{receptor_sums.__name__}-*")
+    return any(f.stat().st_mtime > Path(__file__).stat().st_mtime for f in found)

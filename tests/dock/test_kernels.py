@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from bio_diffusion.dock import ahead, kernels
 from bio_diffusion.dock.layers import Features, Message, Neighbours, Size, nearest
 from bio_diffusion.dock.maps import SiteMaps, mapped
 from bio_diffusion.dock.physics import ATOM_KINDS, PairField, Vina, flexible_pairs
@@ -160,3 +161,45 @@ def test_torch_does_it_without_numba_and_in_doubles(before):
     code = f"import sys, torch\n{before}\n{ONE}\n{after}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_compiled_ahead_is_what_docking_calls(site, capsys):
+    kernels.compile_all()
+    vina, maps, coords = site
+    test_messages(Size(), 0, 40, 40, 12)
+    test_nearest(200, 12)
+    test_moves(site, 11)
+    both(vina.energy_and_force, coords)
+    both(mapped(vina, maps).energy_and_force, coords)
+    size = Size()
+    sums = kernels.message_sums(size.hidden, size.scalars, size.vectors)
+    public = {getattr(kernels, name) for name in kernels.__all__} - {kernels.message_sums}
+    called = {k for k in public if hasattr(k, "signatures")} | {sums}
+    assert {k.__name__: len(k.signatures) for k in called} == dict.fromkeys(
+        capsys.readouterr().out.split(), 1
+    )
+    assert kernels.kept()
+
+
+def test_an_empty_machine_compiles_beside_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code = """
+from bio_diffusion.dock import ahead, kernels
+assert not kernels.kept()
+ahead.begin()
+ahead.wait("nearest")
+ahead.wait()
+assert kernels.kept()
+ahead.begin()
+assert ahead._helper is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_helper_that_dies_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(ahead, "_SCRIPT", "raise SystemExit(1)")
+    monkeypatch.setattr(kernels, "kept", lambda: False)
+    ahead.begin()
+    ahead.wait("nearest")
+    assert ahead._helper is None
