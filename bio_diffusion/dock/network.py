@@ -45,7 +45,7 @@ SCHEDULES = ("adaptive", "uniform", "karras", "log_snr", "cosine")
 _STEERING_CAP = 1.0  # kcal/mol, ceiling of one atom's repulsion while poses still pass through
 # High noise tells poses apart: near a pose the network cannot tell a good one from its neighbours.
 _JUDGING_TIMES = torch.linspace(0.5, 0.9, 5)
-_JUDGING_DRAWS = 2  # of noise and latents, at each of these times
+_JUDGING_DRAWS = 4  # of noise and latents, at each of these times
 _KEPT_POCKETS = 8  # encoded pockets kept for the next ligands on the same receptor
 
 
