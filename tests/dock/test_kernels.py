@@ -198,6 +198,8 @@ assert ahead._helper is None
 
 
 def test_a_helper_that_dies_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(ahead, "_helper", None)  # another test of this process may have begun one
+    monkeypatch.setattr(ahead, "_done", set())
     monkeypatch.setattr(ahead, "_SCRIPT", "raise SystemExit(1)")
     monkeypatch.setattr(kernels, "kept", lambda: False)
     ahead.begin()
