@@ -133,7 +133,7 @@ def ours(args: argparse.Namespace) -> int:
             vina = prepared.energy(receptor, site)
             found = minimize(Pose(coords, graph.tree), vina, docker.settings.refine)
             energy = float(vina.affinity(found.pose.coords))
-            loss = float(docker.source.judge(receptor, prepared, site, found.pose).loss.mean())
+            loss = float(docker.source.losses(receptor, prepared, site, found.pose).mean())
             made.append(
                 {
                     "energy": round(energy, 4),

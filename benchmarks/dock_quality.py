@@ -78,6 +78,7 @@ class RandomStarts(PriorPoses):
 
     def __init__(self, other: PoseSource, share: float) -> None:
         self.other, self.share = other, share
+        self.losses, self.preferences = other.losses, other.preferences
 
     def poses(self, *of: Any) -> Pose:
         *of, count, generator = of
@@ -87,9 +88,6 @@ class RandomStarts(PriorPoses):
             return drawn
         others = self.other.poses(*of, count - random, generator)
         return Pose(torch.cat([others.coords, drawn.coords]), drawn.tree)
-
-    def judge(self, *of: Any) -> Any:
-        return self.other.judge(*of)
 
 
 def load(settings: dict[str, Any], seed: int) -> Docker:

@@ -36,7 +36,7 @@ from .layers import Size
 from .pose import Pose
 from .ranker import PoseRanker
 from .score_model import ScoreModel
-from .sources import Opinion, PreparedLigand, PreparedReceptor
+from .sources import PreparedLigand, PreparedReceptor
 from .trunk import Complex, Senders
 
 __all__ = ["NetworkPoses", "SCHEDULES", "load_model", "schedule_probe"]
@@ -180,12 +180,10 @@ class NetworkPoses:
 
         return (EnergyGuidance(self.process, gradient, scale),)
 
-    def judge(
+    def losses(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Opinion:
-        """How unlikely the model finds each of B poses at a site, and which the ranker prefers.
-
-        The loss is that of denoising, by factor; its mean is the loss of training.
+    ) -> Tensor:
+        """Losses of denoising each pose, by factor; their mean is the loss of training.
 
         Times, noise and latents are the same for all poses and in every call, so equal poses get
         equal numbers.
@@ -211,11 +209,17 @@ class NetworkPoses:
                     seed=draw,
                 )
                 total += torch.stack(list(parts.values()), 1).cpu()
-            preference = torch.zeros(len(pose))
-            if self.ranker is not None:
-                coords = pose.coords.to(self.device)
-                preference = self.ranker(self.model.score, coords, given).cpu()
-        return Opinion(total / _JUDGING_DRAWS, preference)
+        return total / _JUDGING_DRAWS
+
+    def preferences(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        """Those of the ranker; zeros without one."""
+        if self.ranker is None:
+            return torch.zeros(len(pose))
+        with torch.inference_mode():
+            given = self.complex(receptor, ligand, site)
+            return self.ranker(self.model.score, pose.coords.to(self.device), given).cpu()
 
     def complex(self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site) -> Complex:
         """The encoded pocket, kept for the next ligand, joined with the ligand."""

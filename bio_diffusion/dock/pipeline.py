@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ class Docker:
         ]
         pool = Pool.join(found).distinct(max(wanted.judged, wanted.num_poses), wanted.spread)
         energy = pool.affinity(prepared.torsions)
-        opinion = self._judged(receptor, prepared, sites, pool)
+        opinion = self._judged(receptor, prepared, sites, pool, energy)
         score = (
             energy
             + wanted.judgement * opinion.loss.mean(1)
@@ -299,18 +299,34 @@ class Docker:
         ligand: PreparedLigand,
         sites: Sequence[Site],
         pool: Pool,
+        energy: Tensor,
     ) -> Opinion:
-        """What the source thinks of each pose at its site; preferences above the site's mean."""
-        opinion = Opinion.none(len(pool.coords))
-        if not (self.settings.judgement or self.settings.preference):
-            return opinion
-        for number, site in enumerate(sites, start=1):
-            here = pool.site == number
-            if bool(here.any()):
-                poses = Pose(pool.coords[here], ligand.graph.tree)
-                loss, preference = self.source.judge(receptor, ligand, site, poses)
+        """What the source thinks of each pose at its site; preferences above the site's mean.
+
+        Losses are dear: where there are preferences, only the better half by energy and preference
+        is looked at, and the others are taken to be as bad as the worst of these.
+        """
+        wanted, opinion = self.settings, Opinion.none(len(pool.coords))
+
+        def asked(what: Callable[..., Tensor], of: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for number, site in enumerate(sites, start=1):
+                here = ((pool.site == number) & of).nonzero()[:, 0]
+                if len(here):
+                    pose = Pose(pool.coords[here], ligand.graph.tree)
+                    yield here, what(receptor, ligand, site, pose)
+
+        looked_at = torch.ones(len(pool.coords), dtype=torch.bool)
+        if wanted.preference:
+            for here, nats in asked(self.source.preferences, looked_at):
+                opinion.preference[here] = nats - nats.mean()
+        if wanted.judgement:
+            if bool(opinion.preference.any()):
+                order = (energy - wanted.preference * opinion.preference).argsort(stable=True)
+                looked_at[order[(len(order) + 1) // 2 :]] = False
+            for here, loss in asked(self.source.losses, looked_at):
                 opinion.loss[here] = loss
-                opinion.preference[here] = preference - preference.mean()
+            worst = opinion.loss[looked_at].mean(1).argmax()
+            opinion.loss[~looked_at] = opinion.loss[looked_at][worst]
         return opinion
 
     def _at(

@@ -132,8 +132,8 @@ class PreparedLigand:
 class Opinion(NamedTuple):
     """What a source thinks of B poses; all zeros where it thinks nothing.
 
-    loss: (B, 3) how unlikely it finds each pose's place, rotation and torsions.
-    preference: (B,) nats by which it would choose each one before the others.
+    loss: (B, 3) from `PoseSource.losses`.
+    preference: (B,) from `PoseSource.preferences`.
     """
 
     loss: Tensor
@@ -160,10 +160,16 @@ class PoseSource(Protocol):
         """`count` poses of the ligand at the site."""
         ...
 
-    def judge(
+    def losses(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Opinion:
-        """What the source thinks of each of B poses at the site."""
+    ) -> Tensor:
+        """(B, 3) how unlikely each of B poses at the site is: its place, rotation and torsions."""
+        ...
+
+    def preferences(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        """(B,) nats by which the source would choose each pose before the others."""
         ...
 
 
@@ -186,10 +192,15 @@ class PriorPoses:
         template = Pose(ligand.conformers, ligand.graph.tree)
         return random_poses(template, center, room, count, generator)
 
-    def judge(
+    def losses(
         self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
-    ) -> Opinion:
-        return Opinion.none(len(pose))
+    ) -> Tensor:
+        return torch.zeros(len(pose), 3)
+
+    def preferences(
+        self, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site, pose: Pose
+    ) -> Tensor:
+        return torch.zeros(len(pose))
 
 
 def load_source(

@@ -101,7 +101,7 @@ def test_a_low_temperature_sharpens_the_steps_of_this_source_alone(
     assert not torch.allclose(draw(cold, receptor, ligand, site).coords, plain, atol=1e-2)
     # what judges poses is the model as it was trained
     pose = draw(source, receptor, ligand, site)
-    judged = [each.judge(receptor, ligand, site, pose).loss for each in (source, cold)]
+    judged = [each.losses(receptor, ligand, site, pose) for each in (source, cold)]
     assert torch.equal(*judged)
 
 
@@ -132,9 +132,9 @@ def test_judgement_depends_on_the_pose_alone(
     source: NetworkPoses, receptor: PreparedReceptor, ligand: PreparedLigand, site: Site
 ) -> None:
     pose = draw(source, receptor, ligand, site)
-    together = source.judge(receptor, ligand, site, pose).loss
+    together = source.losses(receptor, ligand, site, pose)
     assert together.shape == (5, 3) and together.mean(1).unique().numel() == 5
-    alone = source.judge(receptor, ligand, site, pose[2:3]).loss
+    alone = source.losses(receptor, ligand, site, pose[2:3])
     torch.testing.assert_close(alone, together[2:3], rtol=1e-4, atol=1e-5)
 
 

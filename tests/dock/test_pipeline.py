@@ -147,6 +147,44 @@ def test_fewer_poses_are_the_first_of_more(receptor, site):
     assert asked[0].rows[0] == asked[1].rows[0]
 
 
+class Opinionated(PriorPoses):
+    """Prefers poses by a sine of their place, and finds each as unlikely as it lies high."""
+
+    def preferences(self, receptor, ligand, site, pose):
+        self.told = pose.coords.mean((1, 2)).sin()
+        return self.told
+
+    def losses(self, receptor, ligand, site, pose):
+        self.seen = pose.coords
+        return pose.coords.mean(1)
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_the_better_half_is_looked_at_and_the_rest_are_as_bad_as_its_worst(receptor, site, weight):
+    source = Opinionated()
+    docker = Docker(
+        Settings(**{**TINY, "starts": 24, "judgement": 0.1, "preference": weight}), source
+    )
+    found = docker.candidates(receptor, ligand("CC(=O)Nc1ccccc1"), [site])
+    count = len(found.coords)
+    if not weight:  # nothing to tell which half is better
+        assert len(source.seen) == count and not found.opinion.preference.any()
+        return
+    assert len(source.seen) == (count + 1) // 2 > 1
+    torch.testing.assert_close(found.opinion.preference, source.told - source.told.mean())
+    first = torch.tensor(found.energy) - weight * found.opinion.preference
+    better = first.argsort()[: len(source.seen)].sort().values
+    assert torch.equal(source.seen, found.coords[better])
+    worst = source.seen[source.seen.mean((1, 2)).argmax()].mean(0)
+    for i in range(count):
+        expected = found.coords[i].mean(0) if i in better else worst
+        torch.testing.assert_close(found.opinion.loss[i], expected)
+    score = torch.tensor(found.energy) + 0.1 * found.opinion.loss.mean(1)
+    torch.testing.assert_close(
+        torch.tensor(found.score), score - weight * found.opinion.preference, rtol=0, atol=1e-4
+    )
+
+
 def test_words_and_files_mix_with_what_was_read(receptor, site):
     found = list(Docker.load(**TINY).dock(receptor, ["CCO", ligand("CCN"), "C1CC"], site))
     assert [f.ligand.mol.GetNumAtoms() for f in found[:2]] == [3, 3]
