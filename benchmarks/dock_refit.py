@@ -1,46 +1,59 @@
-"""Would other weights of the energy, or a learned table of contacts, rank poses better?
+"""Would other weights of the energy, more terms or a learned table of contacts rank poses better?
 
-Physics alone docks training and validation complexes. A linear score of a pose's terms is then
-fitted to choose the right poses (below 1.5 Å) over the wrong ones (above 2.5 Å) of each complex:
+Physics alone searches training and validation complexes (`dock.decoys`; its poses from near the
+crystal's are left out). A linear score of a pose's terms is then fitted to choose the right poses
+(below 1.5 Å) over the wrong ones (above 2.5 Å) of each complex:
 
     loss = - mean_c log sum_{right p} softmax_p(w . f_p) + decay |w|^2
 
 with f standardised. The rows differ in f: Vina's five terms and the inner energy; Vinardo's four;
-both and six more; and beside those the number of contacts by kind of ligand atom, kind of receptor
-atom and distance between surfaces (12 x 12 x 9). Training complexes are scored by a fit to the four
-fifths of their protein clusters that lack theirs, validation complexes by the fit to all.
+both and six more; beside those the number of contacts by kind of ligand atom, kind of receptor
+atom and distance between surfaces (12 x 12 x 9); and beside Vina's energy the strain of torsions,
+or the directions of hydrogen bonds with polar atoms that lack one. Training complexes are scored
+by a fit to the four fifths of their protein clusters that lack theirs, validation complexes by the
+fit to all. `log share` is the mean log of what the softmax gives to the right poses.
 
-    python benchmarks/dock_refit.py pools --data DATA/train --manifest manifest.csv --split train \
-        --out POOLS/train
-    python benchmarks/dock_refit.py fit --pools POOLS --manifest manifest.csv
+    python -m bio_diffusion.dock.decoys --data DATA/train --manifest manifest.csv --split train \
+        --out train.safetensors
+    python benchmarks/dock_refit.py terms train.safetensors --data DATA/train --out TERMS/train
+    python benchmarks/dock_refit.py fit --terms TERMS --manifest manifest.csv
 
-Source: Trott and Olson 2010 (Vina); Quiroga and Villarreal 2016 (Vinardo).
+Source: Trott and Olson 2010 (Vina); Quiroga and Villarreal 2016 (Vinardo); Riniker and Landrum 2015
+    (preferences of torsions, ETKDG).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+from scipy.spatial import cKDTree
 from torch import Tensor
-from vina_baseline import chosen, sample_flags, search_box
 
-from bio_diffusion.dock.complex import Ligand, Site, read_ligands, read_receptor
-from bio_diffusion.dock.maps import mapped
-from bio_diffusion.dock.metrics import mcnemar, rate, symmetric_rmsd
+from bio_diffusion.command import one_thread
+from bio_diffusion.dock.dataset import CompactSet, Example
+from bio_diffusion.dock.decoys import NEAR
+from bio_diffusion.dock.metrics import mcnemar, rate
 from bio_diffusion.dock.physics import ATOM_KINDS, CUTOFF
-from bio_diffusion.dock.pipeline import Docker, ligand_seed
-from bio_diffusion.dock.search import anneal, distinct, minimize
+from bio_diffusion.dock.pipeline import Docker
+from bio_diffusion.dock.pools import known_site
+from bio_diffusion.dock.prepare import protein_file, read_ligand
+from bio_diffusion.dock.receptor import read_receptor
 from bio_diffusion.dock.sources import PreparedLigand
+from bio_diffusion.files import InputError
 
 RIGHT, WRONG = 1.5, 2.5  # Å
-POSES = 30
+BONDED = 1.95  # Å, between atoms of the receptor
 EDGES = torch.tensor([-0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.5, 2.5, 4.0])  # Å between surfaces
 KINDS = torch.tensor([[float(v) for v in kind] for kind in ATOM_KINDS.values()])
 METAL = torch.tensor([name == "metal" for name in ATOM_KINDS])
@@ -70,56 +83,105 @@ class Pool:
         return self.rmsd > WRONG
 
 
-def pools(args: argparse.Namespace) -> int:
-    """Docks by physics alone and keeps the poses with their terms, one file a complex."""
-    torch.set_num_threads(1)
+def terms(args: argparse.Namespace) -> int:
+    """Terms of the poses in a file of `dock.decoys`, one file a complex."""
     args.out.mkdir(parents=True, exist_ok=True)
-    docker = Docker.load("none", "cpu", starts=48, rounds=15, conformers=4)
-    for key, _, _ in chosen(args):
-        path = args.out / f"{key}.npz"
+    docker, failed = Docker.load("none", "cpu", conformers=1), 0
+    for example in CompactSet(args.decoys):
+        path = args.out / f"{example.id}.npz"
         if not path.exists():
             try:
-                np.savez_compressed(path, **search(docker, args.data / key))
-            except ValueError as error:
-                print(f"{key}: {error}", file=sys.stderr)
-    return 0
+                with one_thread():
+                    np.savez_compressed(path, **described(docker, args.data / example.id, example))
+            except InputError as error:
+                print(f"{example.id}: {error}", file=sys.stderr)
+                failed = 3
+    return failed
 
 
-def search(docker: Docker, folder: Path) -> dict[str, np.ndarray]:
-    """Low poses of the complex in `folder`, energies, terms and RMSD."""
-    receptor = docker.prepare(read_receptor(folder / "protein.pdb"))
-    ligand = next(iter(read_ligands([str(folder / "ligand.sdf")])))
-    if not isinstance(ligand, Ligand):
-        raise ValueError(ligand.reason)
-    assert ligand.crystal is not None
-    wanted, site = docker.settings, Site(*search_box(ligand.crystal), "crystal")
-    generator = torch.Generator().manual_seed(ligand_seed(ligand, 0))
-    prepared = PreparedLigand.of(ligand, wanted.conformers, 0)
-    start = docker.source.poses(receptor, prepared, site, wanted.starts, generator)
-    exact = prepared.energy(receptor, site)
-    fast = mapped(exact, receptor.maps(site))
-    visited = anneal(start, fast, generator, wanted.rounds, wanted.evaluations)
-    coords = minimize(distinct(visited, POSES, 1.0).pose, exact, 60).pose.coords.clone()
-    terms, contacts = zip(
-        *(_terms(xyz, prepared.types, receptor.coords, receptor.types) for xyz in coords),
-        strict=True,
-    )
+def described(docker: Docker, folder: Path, example: Example) -> dict[str, np.ndarray]:
+    """Energies, terms and RMSD of the poses that the search found."""
+    protein = protein_file(folder)
+    if protein is None:
+        raise InputError("missing", "no protein.pdb and no protein.cif")
+    ligand = read_ligand(folder)
+    receptor = docker.prepare(read_receptor(protein).without(ligand.crystal))
+    prepared = PreparedLigand.of(ligand, 1, 0)
+    exact = prepared.energy(receptor, known_site(ligand.crystal))
+    coords = example.conformers[:-NEAR]
+    bonds = torch.tensor([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in ligand.mol.GetBonds()])
+    bonds = bonds.view(-1, 2)
+    facing = away(receptor.coords, near_pairs(receptor.coords))
+    found = [
+        _terms(xyz, prepared.types, away(xyz, bonds), receptor.coords, receptor.types, facing)
+        for xyz in coords
+    ]
+    sums, contacts = zip(*found, strict=True)
     return {
-        "rmsd": symmetric_rmsd(coords.numpy(), ligand.crystal, ligand.mol),
+        "rmsd": np.asarray(example.notes["rmsd"][:-NEAR]),
         "energy": torch.stack([exact.inter(coords), exact.intra(coords)], 1).numpy(),
-        "terms": torch.stack(terms).numpy(),
+        "strain": torsion_strain(ligand.mol, coords).numpy(),
+        "terms": torch.stack(sums).numpy(),
         "contacts": torch.stack(contacts).to(torch.int16).numpy(),
     }
 
 
-def _terms(xyz: Tensor, types: Tensor, receptor: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of terms (15,) and numbers of contacts (12 * 12 * 9,) of one pose (N, 3)."""
+def torsion_strain(mol: Chem.Mol, coords: Tensor) -> Tensor:
+    """How far torsions of poses (P, N, 3) lie above their best, (P, 2): the sum and the largest.
+
+    In units of ETKDG's preferences; bonds in rings do not count.
+    """
+    above = [coords.new_zeros(len(coords))]
+    for known in rdDistGeom.GetExperimentalTorsions(Chem.AddHs(mol), rdDistGeom.ETKDGv3()):
+        i, j, k, n = known["atomIndices"]
+        bond = mol.GetBondBetweenAtoms(j, k) if max(i, j, k, n) < coords.shape[1] else None
+        if bond is not None and not bond.IsInRing():
+            waves = list(enumerate(zip(known["V"], known["signs"], strict=True), start=1))
+
+            def energy(angle: Tensor, waves: list[Any] = waves) -> Tensor:
+                return torch.stack([v * (1 + s * torch.cos(m * angle)) for m, (v, s) in waves]).sum(
+                    0
+                )
+
+            lowest = energy(torch.linspace(-torch.pi, torch.pi, 361)).min()
+            above.append(energy(_dihedral(*coords[:, [i, j, k, n]].unbind(1))) - lowest)
+    each = torch.stack(above, 1).clamp(max=200)
+    return torch.stack([each.sum(1), each.amax(1)], 1)
+
+
+def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Angle (P,) of four atoms, each (P, 3)."""
+    axis = torch.nn.functional.normalize(c - b, dim=1)
+    v, w = torch.linalg.cross(axis, a - b), torch.linalg.cross(axis, d - c)
+    return torch.atan2((torch.linalg.cross(v, w) * axis).sum(1), (v * w).sum(1))
+
+
+def near_pairs(coords: Tensor) -> Tensor:
+    """Pairs of bonded atoms by distance, (E, 2)."""
+    return torch.as_tensor(cKDTree(coords.numpy()).query_pairs(BONDED, output_type="ndarray"))
+
+
+def away(coords: Tensor, bonds: Tensor) -> Tensor:
+    """Unit vectors (N, 3) that point away from the middle of an atom's bonded neighbours."""
+    i, j = torch.cat([bonds, bonds.flip(1)]).T
+    middle = torch.zeros_like(coords).index_add(0, i, coords[j])
+    count = coords.new_zeros(len(coords)).index_add(0, i, torch.ones(len(i)))
+    return torch.nn.functional.normalize(coords - middle / count.clamp(min=1)[:, None], dim=1)
+
+
+def _terms(
+    xyz: Tensor, types: Tensor, ahead: Tensor, receptor: Tensor, kinds: Tensor, facing: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums of terms (18,) and numbers of contacts (12 * 12 * 9,) of one pose (N, 3).
+
+    `ahead` and `facing` are the directions of `away` in ligand and receptor.
+    """
 
     def slope(d: Tensor, good: float, bad: float) -> Tensor:
         return ((bad - d) / (bad - good)).clamp(0, 1)
 
     near = (receptor > xyz.amin(0) - CUTOFF).all(1) & (receptor < xyz.amax(0) + CUTOFF).all(1)
-    receptor, kinds = receptor[near], kinds[near]
+    receptor, kinds, facing = receptor[near], kinds[near], facing[near]
     apart = torch.cdist(xyz, receptor)
     i, j = (apart < CUTOFF).nonzero(as_tuple=True)
     a, b, r = types[i], kinds[j], apart[i, j]
@@ -150,17 +212,40 @@ def _terms(xyz: Tensor, types: Tensor, receptor: Tensor, kinds: Tensor) -> tuple
             (polar * others[0] + polar_b * greasy) * slope(s, 0.0, 1.0),
         ]
     ).sum(1)
+    sight = (receptor[j] - xyz[i]) / r[:, None]
+    direct = slope((ahead[i] * sight).sum(1), 0.5, -0.2) * slope(
+        (facing[j] * -sight).sum(1), 0.5, -0.2
+    )
+    partner = bridge * slope(r, 3.2, 3.6)
+
+    def lacking(of: Tensor, kind: Tensor, radius: float, few: float, many: float) -> Tensor:
+        """Polar atoms that the other side surrounds and gives no partner."""
+        bonded = torch.zeros(len(kind)).index_add(0, of, partner).clamp(max=1)
+        covered = torch.zeros(len(kind)).index_add(0, of, (r < radius).float())
+        thirsty = (KINDS[kind, 2:].amax(1) > 0) & ~METAL[kind]
+        return (thirsty * slope(covered, many, few) * (1 - bonded)).sum()
+
+    directed = torch.stack(
+        [
+            (bond * slope(s, -0.7, 0.0) * direct).sum(),
+            lacking(i, types, 6.0, 14, 24),
+            lacking(j, kinds, 4.2, 0, 4),
+        ]
+    )
     place = torch.bucketize(s, EDGES)
     code = (GROUP[a] * 12 + GROUP[b]) * len(EDGES) + place
     contacts = torch.bincount(code[place < len(EDGES)], minlength=144 * len(EDGES))
-    return terms, contacts
+    return torch.cat([terms, directed]), contacts
 
 
 ROWS = {  # name: (features, weight decay)
+    "Vina's energy": ("energy", 0.0),
     "Vina's five terms, fitted": ("vina", 1e-3),
     "Vinardo's four terms, fitted": ("vinardo", 1e-3),
     "both and six more": ("terms", 1e-2),
     "those and a table of contacts": ("contacts", 0.3),
+    "Vina's five terms and strain of torsions": ("strain", 1e-3),
+    "Vina's five terms and directions of hydrogen bonds": ("directed", 1e-3),
 }
 
 
@@ -176,8 +261,10 @@ def read_pool(path: Path) -> Pool:
             "energy": -energy.sum(1, keepdim=True),
             "vina": torch.cat([terms[:, :5], inner], 1),
             "vinardo": torch.cat([terms[:, 5:9], inner], 1),
-            "terms": torch.cat([terms, energy], 1),
-            "contacts": torch.cat([terms, energy, contacts], 1),
+            "terms": torch.cat([terms[:, :15], energy], 1),
+            "contacts": torch.cat([terms[:, :15], energy, contacts], 1),
+            "strain": torch.cat([terms[:, :5], inner, torch.from_numpy(held["strain"])], 1),
+            "directed": torch.cat([terms[:, :5], inner, terms[:, 15:]], 1),
         },
     )
 
@@ -218,62 +305,66 @@ def hits(found: Sequence[Pool], name: str, w: Tensor) -> list[bool]:
     return [bool(p.rmsd[(p.features[name] @ w).argmax()] < 2) for p in found]
 
 
+def log_shares(found: Sequence[Pool], name: str, w: Tensor) -> list[float]:
+    """Of the right poses of each complex, among right and wrong ones; nan without either."""
+    shares = []
+    for p in found:
+        log_p = (p.features[name] @ w)[used := p.right | p.wrong].log_softmax(0)
+        both = p.right.any() and p.wrong.any()
+        shares.append(float(log_p[p.right[used]].logsumexp(0)) if both else math.nan)
+    return shares
+
+
 def fit(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     with args.manifest.open(newline="") as file:
         facts = {row["id"]: row for row in csv.DictReader(file)}
     train, val = (
-        [read_pool(path) for path in sorted((args.pools / split).glob("*.npz"))]
+        [read_pool(path) for path in sorted((args.terms / split).glob("*.npz"))]
         for split in ("train", "val")
     )
-    fold = [int(facts[p.id]["cluster"]) % 5 for p in train]
-    whole = [facts[p.id]["het_stripped"] == "0" for p in train]
-    parts = {
-        "training, receptors whole": [k for k, w in enumerate(whole) if w],
-        "training, stripped": [k for k, w in enumerate(whole) if not w],
-    }
-    one = torch.ones(1)
-    table = {"Vina's energy": (hits(train, "energy", one), hits(val, "energy", one))}
+    fold = np.array([int(facts[p.id]["cluster"]) % 5 for p in train])
+    whole = np.array([facts[p.id]["het_stripped"] == "0" for p in train])
+    print("| ranked by | training, receptors whole | training, stripped | validation |", end="")
+    print(" log share, training | more than by energy |\n|---|---|---|---|---|---|")
+    first: tuple[np.ndarray, np.ndarray] | None = None
     for row, (name, decay) in ROWS.items():
-        held_out = [False] * len(train)
+        seen, shares = np.zeros(len(train), bool), np.zeros(len(train))
         for number in range(5):
             w = fitted([p for p, f in zip(train, fold, strict=True) if f != number], name, decay)
-            mine = [k for k, f in enumerate(fold) if f == number]
-            for k, hit in zip(mine, hits([train[k] for k in mine], name, w), strict=True):
-                held_out[k] = hit
-        table[row] = held_out, hits(val, name, fitted(train, name, decay))
-    any_right = [[bool((p.rmsd < 2).any()) for p in found] for found in (train, val)]
-    table["(a right one is among them)"] = any_right[0], any_right[1]
-    print(f"| ranked by | {' | '.join(parts)} | validation |\n|---|{'---|' * (len(parts) + 1)}")
-    base = table["Vina's energy"]
-    for row, (seen, held) in table.items():
+            mine = [p for p, f in zip(train, fold, strict=True) if f == number]
+            seen[fold == number] = hits(mine, name, w)
+            shares[fold == number] = log_shares(mine, name, w)
+        held = np.array(hits(val, name, fitted(train, name, decay)))
+        every = np.concatenate([seen, held])
+        first = first or (every, shares)
+        part = np.concatenate([np.where(whole, 0, 1), np.full(len(val), 2)])
         cells = []
-        for right, of, vina in [
-            *((seen, where, base[0]) for where in parts.values()),
-            (held, list(range(len(val))), base[1]),
-        ]:
-            mine, other = [right[k] for k in of], [vina[k] for k in of]
-            p = (
-                ""
-                if row in ("Vina's energy", "(a right one is among them)")
-                else (f", p = {mcnemar(mine, other):.2g}")
-            )
-            cells.append(f"{rate(mine)}{p}")
+        for k in range(3):
+            ours, energy = every[part == k].tolist(), first[0][part == k].tolist()
+            p = "" if name == "energy" else f", p = {mcnemar(ours, energy):.2g}"
+            cells.append(f"{rate(ours)}{p}")
+        gain = (shares - first[1])[known := ~np.isnan(shares)]
+        more = f"{gain.mean():.3f} ± {gain.std(ddof=1) / math.sqrt(len(gain)):.3f}"
+        cells += [f"{shares[known].mean():.3f}", "" if name == "energy" else more]
         print(f"| {row} | {' | '.join(cells)} |")
+    right = [bool((p.rmsd < 2).any()) for p in [*train, *val]]
+    cells = [str(rate([r for r, of in zip(right, part, strict=True) if of == k])) for k in range(3)]
+    print(f"| (a right one is among them) | {' | '.join(cells)} | | |")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    p = commands.add_parser("pools", help="dock by physics alone and keep the poses' terms")
-    p.set_defaults(call=pools)
-    p.add_argument("--data", type=Path, required=True)
-    sample_flags(p)
-    p.add_argument("--out", type=Path, required=True)
+    p = commands.add_parser("terms", help="compute the terms of decoys")
+    p.set_defaults(call=terms)
+    p.add_argument("decoys", type=Path, help="file of bio_diffusion.dock.decoys")
+    p.add_argument("--data", type=Path, required=True, help="its folder of complexes")
+    p.add_argument("--out", type=Path, required=True, help="folder to write to")
     p = commands.add_parser("fit", help="fit scores and print the table")
     p.set_defaults(call=fit)
-    p.add_argument("--pools", type=Path, required=True, help="folder of train/ and val/")
+    p.add_argument("--terms", type=Path, required=True, help="folder of train/ and val/")
     p.add_argument("--manifest", type=Path, required=True)
     args = parser.parse_args(argv)
     return args.call(args)
