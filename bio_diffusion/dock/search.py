@@ -10,7 +10,7 @@ Shapes: B poses (chains), N ligand atoms, M rotatable bonds, D = 6 + M freedoms.
 
 Source: Trott and Olson, J. Comput. Chem. 31 (2010): mutation of one freedom, BFGS, Metropolis
 criterion. The batched line search, where a pose that must step back does so while the others go on,
-and the exchange between chains are ours.
+is ours.
 """
 
 from __future__ import annotations
@@ -272,7 +272,6 @@ def anneal(
     rounds: int = 20,
     evaluations: int = 25,
     temperature: float = 1.2,
-    exchange: float = 0.0,
     cap: float = 10.0,
 ) -> Minimized:
     """Monte Carlo with minimisation, one chain from each starting pose.
@@ -287,7 +286,6 @@ def anneal(
         rounds: mutations of each chain after the first descent.
         evaluations: of each descent.
         temperature: kcal/mol.
-        exchange: share of chains that take over the pose of a better one each round.
         cap: ceiling on repulsion during the search.
 
     Returns:
@@ -313,11 +311,6 @@ def anneal(
             energy = torch.where(keep, trial_energy, energy)
             seen.append(trial)
             energies.append(trial_energy)
-            replaced = int(exchange * len(energy))
-            if replaced:
-                order = energy.argsort()
-                coords[order[-replaced:]] = coords[order[:replaced]]
-                energy[order[-replaced:]] = energy[order[:replaced]]
         everything, total = torch.cat(seen), torch.cat(energies)
         order = total.argsort()
     return Minimized(
