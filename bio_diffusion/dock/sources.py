@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from rdkit.Chem.rdMolDescriptors import CalcNumAliphaticRings
 from torch import Tensor
 
 from bio_diffusion.command import choose_device
@@ -107,13 +106,7 @@ class PreparedLigand:
 
     @classmethod
     def of(cls, ligand: Ligand, count: int, seed: int) -> PreparedLigand:
-        """With `count` conformers, or two if they differ in torsions alone, which are drawn anew.
-
-        Raises:
-            ConformerError: the ligand has no conformer.
-        """
-        if not CalcNumAliphaticRings(ligand.mol):
-            count = min(count, 2)
+        """Raises `ConformerError` where the ligand has no conformer."""
         return cls(
             ligand=ligand,
             graph=ligand_graph(ligand.mol),

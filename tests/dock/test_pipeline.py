@@ -147,15 +147,6 @@ def test_fewer_poses_are_the_first_of_more(receptor, site):
     assert asked[0].rows[0] == asked[1].rows[0]
 
 
-def test_few_conformers_where_no_ring_puckers():
-    counts = [
-        len(PreparedLigand.of(ligand(smiles), 5, 0).conformers)
-        for smiles in ("CCOc1ccccc1C(N)=O", "OC1CCCCC1", "C1CC1c1ccccc1")
-    ]
-    assert counts == [2, 5, 5]
-    assert len(PreparedLigand.of(ligand("CCO"), 1, 0).conformers) == 1
-
-
 class Opinionated(PriorPoses):
     """Prefers poses by a sine of their place, and finds each as unlikely as it lies high."""
 
