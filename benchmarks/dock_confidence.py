@@ -8,13 +8,15 @@ denoising, preference) to nine tenths of the protein clusters and ranks the othe
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --vina vina_baseline.csv
     python benchmarks/dock_confidence.py --weights data/dock_pools.csv.gz modelled.csv
+    python benchmarks/dock_confidence.py --half data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
 Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
 complexes, but for the weights held out, which are fitted among them. `--weights` fits all three to
 each table whole and says nothing of success, so that it may see modelled poses
-(`modelled_complexes.py`). The last form takes rows of
-`dock_quality.py` and the `confidence` in them, as shipped.
+(`modelled_complexes.py`). `--half` takes pools whose losses were all computed, as until commit
+e391bf2, and says what is lost where they are for the better half only, as now. The last form takes
+rows of `dock_quality.py` and the `confidence` in them, as shipped.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ from torch import Tensor
 from bio_diffusion.dock.confidence import Confidence, calibration_error, load_confidence
 from bio_diffusion.dock.confidence_fit import RIGHT, Pools, read_pools
 from bio_diffusion.dock.metrics import mcnemar, rate, wilson
+from bio_diffusion.dock.pool import evidence
 from bio_diffusion.dock.settings import Settings
 from bio_diffusion.dock.sources import SHIPPED
 
@@ -225,6 +229,52 @@ def log_share(pools: Pools, value: Tensor) -> float:
     return float(torch.stack(shares).mean())
 
 
+def of_halves(paths: Sequence[Path]) -> None:
+    print(
+        "| pools | the same first pose | right first, of all losses | of the half's "
+        "| a right one among ten, of all | of the half's | calibration error, of all "
+        "| of the half's |\n|---|---|---|---|---|---|---|---|"
+    )
+    for path in paths:
+        table, network = read_pools(path)
+        model = load_confidence(SHIPPED, network)
+        if model is None:
+            raise SystemExit(f"the shipped confidence model does not belong to {network}")
+        for split, pools in table.items():
+            print(f"| {len(pools)} {split} | {_halves(pools, model)} |")
+
+
+def _halves(pools: Pools, model: Confidence) -> str:
+    """Cells of the table of `of_halves`."""
+    sizes = pools.sizes
+    parts = (c.split(sizes) for c in (pools.energy, pools.loss, pools.preference))
+    scores = [_halved(*of) for of in zip(*parts, strict=True)]
+    known = pools.evidence.split(sizes)  # its funnel and torsions stay as they are
+    seen = [
+        evidence(SimpleNamespace(crowd=e[:, 2]), own, float(e[0, 3]))  # type: ignore[arg-type]
+        for own, e in zip(scores, known, strict=True)
+    ]
+    before = pools.score.split(sizes)
+    same = sum(int(a.argmin() == b.argmin()) for a, b in zip(before, scores, strict=True))
+    cells = [f"{same}"]
+    both = pools.score, torch.cat(scores)
+    cells += [f"{int(pools.top(-score).sum())}" for score in both]
+    cells += [f"{int(shown(pools, -score).sum())}" for score in both]
+    columns = pools.evidence, torch.cat(seen)
+    cells += [f"{calibration_error(model(x), pools.right):.3f}" for x in columns]
+    return " | ".join(cells)
+
+
+def _halved(energy: Tensor, loss: Tensor, preference: Tensor) -> Tensor:
+    """Scores where the worse half by energy and preference gets the better's worst loss."""
+    half = (len(energy) + 1) // 2
+    first = energy - WEIGHTS[1] * preference
+    order = first.argsort(stable=True)
+    loss = loss.clone()
+    loss[order[half:]] = loss[order[:half]].max()
+    return first + WEIGHTS[0] * loss
+
+
 def of_docked(path: Path, variant: str) -> None:
     with path.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["variant"] == variant and r["confidence"]]
@@ -247,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=Path, nargs="+", help="tables of pools")
     parser.add_argument("--weights", type=Path, nargs="+", help="tables of pools")
+    parser.add_argument("--half", type=Path, nargs="+", help="tables of pools, all losses in them")
     parser.add_argument("--vina", type=Path, help="table of vina_baseline.py, beside pools")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
@@ -256,6 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_pools(args.pools, args.vina)
     if args.weights:
         of_weights(args.weights)
+    if args.half:
+        of_halves(args.half)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0
