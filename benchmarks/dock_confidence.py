@@ -1,22 +1,20 @@
 """Is `confidence` what it says, and what do the network, the ranker and confidence do for ranking?
 
 Redocking into the known site (`python -m bio_diffusion.dock.pools`). The model has been fitted to
-the rows `fit`, the rows `check` are other validation complexes that nothing was fitted to. Weights
-of the score were chosen on all of them, so "weights held out" fits the three anew (energy, loss of
-denoising, preference) to nine tenths of the protein clusters and ranks the other tenth.
+validation complexes, so that these are told by fits to nine tenths of their protein clusters, each
+judging the other tenth. Weights of the score were chosen on them too: "weights held out" fits the
+three anew (fitted energy, loss of denoising, preference) in the same way.
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --vina vina_baseline.csv
     python benchmarks/dock_confidence.py --weights data/dock_pools.csv.gz modelled.csv
-    python benchmarks/dock_confidence.py --half data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
 Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
 complexes, but for the weights held out, which are fitted among them. `--weights` fits all three to
 each table whole and says nothing of success, so that it may see modelled poses
-(`modelled_complexes.py`). `--half` takes pools whose losses were all computed, as until commit
-e391bf2, and says what is lost where they are for the better half only, as now. The last form takes
-rows of `dock_quality.py` and the `confidence` in them, as shipped.
+(`modelled_complexes.py`). The last form takes rows of `dock_quality.py` and the `confidence` in
+them, as shipped.
 """
 
 from __future__ import annotations
@@ -28,24 +26,20 @@ import io
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import reduce
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bio_diffusion.dock.confidence import Confidence, calibration_error, load_confidence
-from bio_diffusion.dock.confidence_fit import RIGHT, Pools, read_pools
+from bio_diffusion.dock.confidence import calibration_error, load_confidence
+from bio_diffusion.dock.confidence_fit import FOLDS, RIGHT, Pools, folds, held_out, read_pools
 from bio_diffusion.dock.metrics import mcnemar, rate, wilson
-from bio_diffusion.dock.pool import evidence
 from bio_diffusion.dock.settings import Settings
 from bio_diffusion.dock.sources import SHIPPED
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-FOLDS = 10
 WEIGHTS = Settings().judgement, Settings().preference
 
 
@@ -72,18 +66,17 @@ def weights(pools: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return w.detach()
 
 
-def held_out(pools: Pools, columns: Tensor) -> Tensor:
+def by_weights_held_out(pools: Pools, columns: Tensor) -> Tensor:
     """(P,) a linear score of `columns` (P, F), each pose's by weights from other clusters."""
-    clusters = sorted(set(pools.clusters))
-    fold = [clusters.index(c) % FOLDS for c in pools.clusters]
+    fold = folds(pools)
     parts = list(zip(columns.split(pools.sizes), pools.right.split(pools.sizes), strict=True))
     out = [weights([p for p, f in zip(parts, fold, strict=True) if f != k]) for k in range(FOLDS)]
     return torch.cat([x @ out[f] for (x, _), f in zip(parts, fold, strict=True)])
 
 
 def terms(pools: Pools) -> Tensor:
-    """(P, 3): energy, loss and preference with the signs that a score of right poses wants."""
-    return torch.stack([-pools.energy, -pools.loss, pools.preference], 1)
+    """(P, 3): the energy, loss and preference with the signs that a score of right poses wants."""
+    return torch.stack([-pools.fitted, -pools.loss, pools.preference], 1)
 
 
 def of_weights(paths: Sequence[Path]) -> None:
@@ -93,19 +86,21 @@ def of_weights(paths: Sequence[Path]) -> None:
     ridge would hold down their large weight more than the others.
     """
     print(
-        "| pools | with a right pose | judgement | preference | log share | without judgement "
-        "| of the shipped weights |\n|---|---|---|---|---|---|---|"
+        "| pools | with a right pose | judgement | preference | log share | with Vina's energy "
+        "| without judgement | of the weights that ship, best scale |\n" + "|---" * 8 + "|"
     )
     for split, pools in (item for path in paths for item in read_pools(path)[0].items()):
         spread = terms(pools).std(0)
         columns = terms(pools) / spread
         best, share = fitted(pools, columns)
+        _, vinas = fitted(pools, torch.cat([-pools.energy[:, None], columns[:, 1:]], 1))
         _, without = fitted(pools, columns[:, [0, 2]])
-        _, shipped = fitted(pools, -pools.score[:, None])
+        scale, shipped = fitted(pools, -pools.score[:, None])
         energy, judgement, preference = (best / spread).tolist()
         print(
             f"| {len(pools)} {split} | {int(pools.any().sum())} | {judgement / energy:.1f} "
-            f"| {preference / energy:.2f} | {share:.3f} | {without:.3f} | {shipped:.3f} |"
+            f"| {preference / energy:.2f} | {share:.3f} | {vinas:.3f} | {without:.3f} "
+            f"| {shipped:.3f}, {float(scale):.2f} |"
         )
 
 
@@ -141,18 +136,21 @@ def of_pools(paths: Sequence[Path], vina: Path | None) -> None:
     print(f"{model.name}, judgement {WEIGHTS[0]:g}, preference {WEIGHTS[1]:g}.\n")
     print(
         "| complexes | best of the candidates by | top-1 < 2 Å | p, against energy "
-        "| p, against energy and judgement | log share |\n|---|---|---|---|---|---|"
+        "| p, against fitted energy and judgement | log share |\n|---|---|---|---|---|---|"
     )
+    # the model is fitted to validation complexes: these are told by fits to other clusters
+    told = {
+        split: held_out(pools) if split == "val" else model(pools.evidence)
+        for split, pools in found.items()
+    }
     for split, pools in found.items():
-        rankings(f"{len(pools)} {split}", pools, model)
+        rankings(f"{len(pools)} {split}", pools, told[split])
     if len(found) > 1:
-        both = reduce(joined, found.values())
-        rankings(f"all {len(both)}", both, model)
+        both = reduce(Pools.joined, found.values())
+        rankings(f"all {len(both)}", both, torch.cat(list(told.values())))
     spent = reduce(operator.or_, map(cpu_seconds, paths))
     for split, pools in found.items():
-        if split == "fit":
-            continue
-        chance = model(pools.evidence)
+        chance = told[split]
         print(
             f"\n{len(pools)} {split}: expected calibration error, ten bins, all candidates "
             f"{calibration_error(chance, pools.right):.3f}; first poses by confidence: "
@@ -192,31 +190,24 @@ def cpu_seconds(path: Path) -> dict[str, float]:
     return {r["id"]: float(r["cpu_s"]) for r in csv.DictReader(io.StringIO(text.decode()))}
 
 
-def joined(a: Pools, b: Pools) -> Pools:
-    """The complexes of both."""
-    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Pools)}
-    return Pools(
-        **{k: torch.cat(v) if isinstance(v[0], Tensor) else v[0] + v[1] for k, v in pairs.items()}
-    )
-
-
-def rankings(name: str, pools: Pools, model: Confidence) -> None:
+def rankings(name: str, pools: Pools, chance: Tensor) -> None:
     """Rows of the table of rankings; `share` is the mean log share of the right poses."""
     columns = terms(pools)
     values = {
         "energy": -pools.energy,
-        "energy and judgement": -pools.energy - WEIGHTS[0] * pools.loss,
-        "energy and preference": WEIGHTS[1] * pools.preference - pools.energy,
+        "fitted energy": -pools.fitted,
+        "fitted energy and judgement": -pools.fitted - WEIGHTS[0] * pools.loss,
+        "fitted energy and preference": WEIGHTS[1] * pools.preference - pools.fitted,
         "score (all three)": -pools.score,
-        "energy and judgement, weights held out": held_out(pools, columns[:, :2]),
-        "all three, weights held out": held_out(pools, columns),
-        "confidence": model(pools.evidence),
+        "fitted energy and judgement, weights held out": by_weights_held_out(pools, columns[:, :2]),
+        "all three, weights held out": by_weights_held_out(pools, columns),
+        "confidence": chance,
     }
     tops = {ranking: pools.top(value).numpy() for ranking, value in values.items()}
     for ranking, top in tops.items():
         held = "held out" in ranking
         share = f"{log_share(pools, values[ranking]):.3f}" if held else ""
-        judged = "energy and judgement" + ", weights held out" * held
+        judged = "fitted energy and judgement" + ", weights held out" * held
         p = [f"{mcnemar(top, tops[other]):.3g}" for other in ("energy", judged)]
         print(f"| {name} | {ranking} | {rate(top)} | {p[0]} | {p[1]} | {share} |")
     print(f"| {name} | (a right one is among them) | {rate(pools.any().numpy())} | | | |")
@@ -227,52 +218,6 @@ def log_share(pools: Pools, value: Tensor) -> float:
     parts = zip(value.split(pools.sizes), pools.right.split(pools.sizes), strict=True)
     shares = [x.log_softmax(0)[right].logsumexp(0) for x, right in parts if right.any()]
     return float(torch.stack(shares).mean())
-
-
-def of_halves(paths: Sequence[Path]) -> None:
-    print(
-        "| pools | the same first pose | right first, of all losses | of the half's "
-        "| a right one among ten, of all | of the half's | calibration error, of all "
-        "| of the half's |\n|---|---|---|---|---|---|---|---|"
-    )
-    for path in paths:
-        table, network = read_pools(path)
-        model = load_confidence(SHIPPED, network)
-        if model is None:
-            raise SystemExit(f"the shipped confidence model does not belong to {network}")
-        for split, pools in table.items():
-            print(f"| {len(pools)} {split} | {_halves(pools, model)} |")
-
-
-def _halves(pools: Pools, model: Confidence) -> str:
-    """Cells of the table of `of_halves`."""
-    sizes = pools.sizes
-    parts = (c.split(sizes) for c in (pools.energy, pools.loss, pools.preference))
-    scores = [_halved(*of) for of in zip(*parts, strict=True)]
-    known = pools.evidence.split(sizes)  # its funnel and torsions stay as they are
-    seen = [
-        evidence(SimpleNamespace(crowd=e[:, 2]), own, float(e[0, 3]))  # type: ignore[arg-type]
-        for own, e in zip(scores, known, strict=True)
-    ]
-    before = pools.score.split(sizes)
-    same = sum(int(a.argmin() == b.argmin()) for a, b in zip(before, scores, strict=True))
-    cells = [f"{same}"]
-    both = pools.score, torch.cat(scores)
-    cells += [f"{int(pools.top(-score).sum())}" for score in both]
-    cells += [f"{int(shown(pools, -score).sum())}" for score in both]
-    columns = pools.evidence, torch.cat(seen)
-    cells += [f"{calibration_error(model(x), pools.right):.3f}" for x in columns]
-    return " | ".join(cells)
-
-
-def _halved(energy: Tensor, loss: Tensor, preference: Tensor) -> Tensor:
-    """Scores where the worse half by energy and preference gets the better's worst loss."""
-    half = (len(energy) + 1) // 2
-    first = energy - WEIGHTS[1] * preference
-    order = first.argsort(stable=True)
-    loss = loss.clone()
-    loss[order[half:]] = loss[order[:half]].max()
-    return first + WEIGHTS[0] * loss
 
 
 def of_docked(path: Path, variant: str) -> None:
@@ -297,7 +242,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=Path, nargs="+", help="tables of pools")
     parser.add_argument("--weights", type=Path, nargs="+", help="tables of pools")
-    parser.add_argument("--half", type=Path, nargs="+", help="tables of pools, all losses in them")
     parser.add_argument("--vina", type=Path, help="table of vina_baseline.py, beside pools")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
@@ -307,8 +251,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_pools(args.pools, args.vina)
     if args.weights:
         of_weights(args.weights)
-    if args.half:
-        of_halves(args.half)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0

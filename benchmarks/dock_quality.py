@@ -2,7 +2,7 @@
 
 Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yaml``. The key
 ``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
-poses in the box go through the same search and minimisation and are ranked by energy.
+poses in the box go through the same search and minimisation and are ranked by the fitted energy.
 ``start=random`` keeps the model's judgement of poses but starts from random ones, ``start=half``
 from its own and as many random ones; ``judgement=0`` keeps its starts but ranks by energy;
 ``rank_by=score`` ranks without the confidence model; ``hetero=false`` takes metals and cofactors

@@ -7,11 +7,13 @@ crystal's are left out). A linear score of a pose's terms is then fitted to choo
     loss = - mean_c log sum_{right p} softmax_p(w . f_p) + decay |w|^2
 
 with f standardised. The rows differ in f: Vina's five terms and the inner energy; Vinardo's four;
-both and six more; beside those the number of contacts by kind of ligand atom, kind of receptor
-atom and distance between surfaces (12 x 12 x 9); and beside Vina's energy the strain of torsions,
-or the directions of hydrogen bonds with polar atoms that lack one. Training complexes are scored
+both and six more; these with the strain of torsions, which is what ships, or with the number of
+contacts by kind of ligand atom, kind of receptor atom and distance between surfaces (12 x 12 x 9);
+and beside Vina's energy the strain, or the directions of hydrogen bonds with polar atoms that lack
+one. Training complexes are scored
 by a fit to the four fifths of their protein clusters that lack theirs, validation complexes by the
-fit to all. `log share` is the mean log of what the softmax gives to the right poses.
+fit to all. `log share` is the mean log of what the softmax gives to the right poses. The weights
+that ship are printed too.
 
     python -m bio_diffusion.dock.decoys --data DATA/train --manifest manifest.csv --split train \
         --out train.safetensors
@@ -31,12 +33,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rdkit import Chem
-from rdkit.Chem import rdDistGeom
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -50,6 +49,7 @@ from bio_diffusion.dock.pools import known_site
 from bio_diffusion.dock.prepare import protein_file, read_ligand
 from bio_diffusion.dock.receptor import read_receptor
 from bio_diffusion.dock.sources import PreparedLigand
+from bio_diffusion.dock.terms import PAIRWISE, pair_terms, ramp, torsion_strain
 from bio_diffusion.files import InputError
 
 RIGHT, WRONG = 1.5, 2.5  # Å
@@ -57,10 +57,6 @@ BONDED = 1.95  # Å, between atoms of the receptor
 EDGES = torch.tensor([-0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.5, 2.5, 4.0])  # Å between surfaces
 KINDS = torch.tensor([[float(v) for v in kind] for kind in ATOM_KINDS.values()])
 METAL = torch.tensor([name == "metal" for name in ATOM_KINDS])
-# Vinardo's radii, where they differ from those it shares with Vina.
-_VINARDO = {"C_H": 2.0, "C_P": 2.0, "N_P": 1.7, "N_D": 1.7, "N_A": 1.7, "N_DA": 1.7, "O_A": 1.6,
-            "O_DA": 1.6, "Br": 2.0, "metal": 1.2}  # fmt: skip
-RADII = torch.tensor([_VINARDO.get(name, kind[0]) for name, kind in ATOM_KINDS.items()])
 _GROUP = {"C_H": 0, "C_P": 1, "N_P": 2, "N_D": 3, "N_A": 4, "N_DA": 3, "O_A": 5, "O_DA": 6, "S": 7,
           "P": 8, "F": 9, "Cl": 10, "Br": 10, "I": 10}  # fmt: skip
 GROUP = torch.tensor([_GROUP.get(name, 11) for name in ATOM_KINDS])
@@ -126,36 +122,6 @@ def described(docker: Docker, folder: Path, example: Example) -> dict[str, np.nd
     }
 
 
-def torsion_strain(mol: Chem.Mol, coords: Tensor) -> Tensor:
-    """How far torsions of poses (P, N, 3) lie above their best, (P, 2): the sum and the largest.
-
-    In units of ETKDG's preferences; bonds in rings do not count.
-    """
-    above = [coords.new_zeros(len(coords))]
-    for known in rdDistGeom.GetExperimentalTorsions(Chem.AddHs(mol), rdDistGeom.ETKDGv3()):
-        i, j, k, n = known["atomIndices"]
-        bond = mol.GetBondBetweenAtoms(j, k) if max(i, j, k, n) < coords.shape[1] else None
-        if bond is not None and not bond.IsInRing():
-            waves = list(enumerate(zip(known["V"], known["signs"], strict=True), start=1))
-
-            def energy(angle: Tensor, waves: list[Any] = waves) -> Tensor:
-                return torch.stack([v * (1 + s * torch.cos(m * angle)) for m, (v, s) in waves]).sum(
-                    0
-                )
-
-            lowest = energy(torch.linspace(-torch.pi, torch.pi, 361)).min()
-            above.append(energy(_dihedral(*coords[:, [i, j, k, n]].unbind(1))) - lowest)
-    each = torch.stack(above, 1).clamp(max=200)
-    return torch.stack([each.sum(1), each.amax(1)], 1)
-
-
-def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Angle (P,) of four atoms, each (P, 3)."""
-    axis = torch.nn.functional.normalize(c - b, dim=1)
-    v, w = torch.linalg.cross(axis, a - b), torch.linalg.cross(axis, d - c)
-    return torch.atan2((torch.linalg.cross(v, w) * axis).sum(1), (v * w).sum(1))
-
-
 def near_pairs(coords: Tensor) -> Tensor:
     """Pairs of bonded atoms by distance, (E, 2)."""
     return torch.as_tensor(cKDTree(coords.numpy()).query_pairs(BONDED, output_type="ndarray"))
@@ -177,57 +143,31 @@ def _terms(
     `ahead` and `facing` are the directions of `away` in ligand and receptor.
     """
 
-    def slope(d: Tensor, good: float, bad: float) -> Tensor:
-        return ((bad - d) / (bad - good)).clamp(0, 1)
-
     near = (receptor > xyz.amin(0) - CUTOFF).all(1) & (receptor < xyz.amax(0) + CUTOFF).all(1)
     receptor, kinds, facing = receptor[near], kinds[near], facing[near]
     apart = torch.cdist(xyz, receptor)
     i, j = (apart < CUTOFF).nonzero(as_tuple=True)
     a, b, r = types[i], kinds[j], apart[i, j]
-    s, v = r - KINDS[a, 0] - KINDS[b, 0], r - RADII[a] - RADII[b]
-    (greasy, donor, acceptor), others = KINDS[a, 1:].unbind(1), KINDS[b, 1:].unbind(1)
-    grease = greasy * others[0]
+    s = r - KINDS[a, 0] - KINDS[b, 0]
+    (_, donor, acceptor), others = KINDS[a, 1:].unbind(1), KINDS[b, 1:].unbind(1)
     bridge = torch.maximum(donor * others[2], acceptor * others[1])
-    metal = METAL[b].float() * acceptor
     bond = bridge * (1 - METAL[b].float())
-    overlap, overlap_v = s.clamp(max=0).square(), v.clamp(max=0).square()
-    polar, polar_b = torch.maximum(donor, acceptor), torch.maximum(others[1], others[2])
-    terms = torch.stack(
-        [
-            torch.exp(-((s / 0.5) ** 2)),
-            torch.exp(-(((s - 3) / 2) ** 2)),
-            overlap,
-            grease * slope(s, 0.5, 1.5),
-            bridge * slope(s, -0.7, 0.0),
-            torch.exp(-((v / 0.8) ** 2)),
-            overlap_v,
-            grease * slope(v, 0.0, 2.5),
-            bridge * slope(v, -0.6, 0.0),
-            metal * slope(s, -0.7, 0.3),
-            bond * slope(s, -0.7, 0.6),
-            bond * overlap,
-            grease * overlap,
-            polar * polar_b * (1 - bridge) * slope(s, -0.3, 0.5),
-            (polar * others[0] + polar_b * greasy) * slope(s, 0.0, 1.0),
-        ]
-    ).sum(1)
     sight = (receptor[j] - xyz[i]) / r[:, None]
-    direct = slope((ahead[i] * sight).sum(1), 0.5, -0.2) * slope(
-        (facing[j] * -sight).sum(1), 0.5, -0.2
+    direct = ramp((ahead[i] * sight).sum(1), -0.2, 0.5) * ramp(
+        (facing[j] * -sight).sum(1), -0.2, 0.5
     )
-    partner = bridge * slope(r, 3.2, 3.6)
+    partner = bridge * ramp(r, 3.6, 3.2)
 
     def lacking(of: Tensor, kind: Tensor, radius: float, few: float, many: float) -> Tensor:
         """Polar atoms that the other side surrounds and gives no partner."""
         bonded = torch.zeros(len(kind)).index_add(0, of, partner).clamp(max=1)
         covered = torch.zeros(len(kind)).index_add(0, of, (r < radius).float())
         thirsty = (KINDS[kind, 2:].amax(1) > 0) & ~METAL[kind]
-        return (thirsty * slope(covered, many, few) * (1 - bonded)).sum()
+        return (thirsty * ramp(covered, few, many) * (1 - bonded)).sum()
 
     directed = torch.stack(
         [
-            (bond * slope(s, -0.7, 0.0) * direct).sum(),
+            (bond * ramp(s, 0.0, -0.7) * direct).sum(),
             lacking(i, types, 6.0, 14, 24),
             lacking(j, kinds, 4.2, 0, 4),
         ]
@@ -235,7 +175,7 @@ def _terms(
     place = torch.bucketize(s, EDGES)
     code = (GROUP[a] * 12 + GROUP[b]) * len(EDGES) + place
     contacts = torch.bincount(code[place < len(EDGES)], minlength=144 * len(EDGES))
-    return torch.cat([terms, directed]), contacts
+    return torch.cat([pair_terms(a, b, r).sum(1), directed]), contacts
 
 
 ROWS = {  # name: (features, weight decay)
@@ -243,17 +183,21 @@ ROWS = {  # name: (features, weight decay)
     "Vina's five terms, fitted": ("vina", 1e-3),
     "Vinardo's four terms, fitted": ("vinardo", 1e-3),
     "both and six more": ("terms", 1e-2),
-    "those and a table of contacts": ("contacts", 0.3),
+    "those and strain of torsions": ("ships", 1e-2),
+    "both, six more and a table of contacts": ("contacts", 0.3),
     "Vina's five terms and strain of torsions": ("strain", 1e-3),
     "Vina's five terms and directions of hydrogen bonds": ("directed", 1e-3),
 }
+
+
+SHIPS = "those and strain of torsions"  # as `bio_diffusion.dock.terms`
 
 
 def read_pool(path: Path) -> Pool:
     held = np.load(path)
     terms, energy = torch.from_numpy(held["terms"]), torch.from_numpy(held["energy"])
     inner = energy[:, 1:]
-    contacts = torch.from_numpy(held["contacts"]).float()
+    contacts, strain = torch.from_numpy(held["contacts"]).float(), torch.from_numpy(held["strain"])
     return Pool(
         path.stem,
         torch.from_numpy(np.asarray(held["rmsd"], dtype=np.float32)),
@@ -262,8 +206,9 @@ def read_pool(path: Path) -> Pool:
             "vina": torch.cat([terms[:, :5], inner], 1),
             "vinardo": torch.cat([terms[:, 5:9], inner], 1),
             "terms": torch.cat([terms[:, :15], energy], 1),
+            "ships": torch.cat([terms[:, :15], energy, strain], 1),
             "contacts": torch.cat([terms[:, :15], energy, contacts], 1),
-            "strain": torch.cat([terms[:, :5], inner, torch.from_numpy(held["strain"])], 1),
+            "strain": torch.cat([terms[:, :5], inner, strain], 1),
             "directed": torch.cat([terms[:, :5], inner, terms[:, 15:]], 1),
         },
     )
@@ -351,6 +296,10 @@ def fit(args: argparse.Namespace) -> int:
     right = [bool((p.rmsd < 2).any()) for p in [*train, *val]]
     cells = [str(rate([r for r, of in zip(right, part, strict=True) if of == k])) for k in range(3)]
     print(f"| (a right one is among them) | {' | '.join(cells)} | | |")
+    print("\n| term | weight, nats |\n|---|---|")
+    names = [*PAIRWISE, "energy with the receptor", "within the ligand", "strain", "worst torsion"]
+    for term, weight in zip(names, fitted(train, *ROWS[SHIPS]).tolist(), strict=True):
+        print(f"| {term} | {weight:.3g} |")
     return 0
 
 

@@ -1,12 +1,12 @@
 """Modelled series as folders of complexes, as `bio_diffusion.dock.pools` and `decoys` read them.
 
     python benchmarks/modelled_complexes.py --data MODELLED --table modelled.csv --ligands 2 \
-        [--identity 0.52] --out COMPLEXES
+        [--identity 0.52] [--above 0.52] --out COMPLEXES
 
 A series becomes the complexes of its first ligands by sha256, and of it COMPLEXES/manifest.csv
 says: `split`, modelled; `cluster`, its protein, so that what is fitted to one series is not checked
 on another of the same protein. `--identity` leaves out series whose protein's sequence is closer to
-a training or a `pb_seen` protein's.
+a training or a `pb_seen` protein's, `--above` those whose is not closer.
 """
 
 import argparse
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="modelled.csv")
     parser.add_argument("--ligands", type=int, default=2, help="of each series (0: all)")
     parser.add_argument("--identity", type=float, default=1.0, help="at most, 0 to 1")
+    parser.add_argument("--above", type=float, default=-1.0, help="more than, 0 to 1")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     args = parser.parse_args()
     series: dict[str, list[str]] = defaultdict(list)
@@ -32,7 +33,7 @@ def main() -> None:
     with args.table.open() as handle:
         for row in csv.DictReader(handle):
             known = [float(row[c] or 0) for c in ("train_identity", "pb_seen_identity")]
-            if max(known) > args.identity:
+            if not args.above < max(known) <= args.identity:
                 continue
             series[row["target"]].append(row["id"])
             protein[row["target"]] = row["protein"]

@@ -2,6 +2,7 @@
 
 What is fitted, on complexes that the network has not seen: whether each pose is right, by
 cross-entropy, complexes counted alike however many poses they have, with a ridge on the weights.
+How good that is, `held_out` tells: there each complex is judged by a fit to other protein clusters.
 
 Shapes: P poses of C complexes, F columns of evidence.
 """
@@ -12,7 +13,9 @@ import csv
 import gzip
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import reduce
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,9 @@ from bio_diffusion.dock.confidence import KIND, Confidence, calibration_error
 from bio_diffusion.dock.experiment import find_data
 from bio_diffusion.dock.pool import EVIDENCE
 
-__all__ = ["ConfidenceFit", "Pools", "read_pools"]
+__all__ = ["ConfidenceFit", "Pools", "folds", "held_out", "read_pools"]
 
-_TERMS = ("energy", "loss", "preference", "score")
+_TERMS = ("energy", "fitted", "loss", "preference", "score")
 
 RIGHT = 2.0
 """Å of RMSD below which a pose counts as right."""
@@ -45,7 +48,7 @@ class Pools:
         evidence: (P, F).
         right: (P,) bool.
         failed: (P,) bool, whether a validity check fails.
-        energy, score: (P,) kcal/mol; the score ranks without a confidence model.
+        energy, fitted, score: (P,) kcal/mol; the score ranks without a confidence model.
         loss: (P,) of denoising.
         preference: (P,) nats, the ranker's.
     """
@@ -57,12 +60,32 @@ class Pools:
     right: Tensor
     failed: Tensor
     energy: Tensor
+    fitted: Tensor
     loss: Tensor
     preference: Tensor
     score: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def of(self, chosen: Sequence[bool]) -> Pools:
+        """The complexes for which `chosen` (C,) is true."""
+        poses = torch.tensor(chosen).repeat_interleave(torch.tensor(self.sizes))
+
+        def part(column: Any) -> Any:  # noqa: ANN401 - of poses or of complexes
+            return column[poses] if isinstance(column, Tensor) else tuple(compress(column, chosen))
+
+        return Pools(**{f.name: part(getattr(self, f.name)) for f in fields(self)})
+
+    def joined(self, other: Pools) -> Pools:
+        """The complexes of both."""
+
+        def both(a: Any, b: Any) -> Any:  # noqa: ANN401 - of poses or of complexes
+            return torch.cat([a, b]) if isinstance(a, Tensor) else a + b
+
+        return Pools(
+            **{f.name: both(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
 
     def top(self, first: Tensor, of: Tensor | None = None) -> Tensor:
         """(C,): `of` (P,), or else `right`, of the pose that is first: valid, then by `first`."""
@@ -111,12 +134,46 @@ def _pools(complexes: Sequence[Sequence[dict[str, str]]]) -> Pools:
     )
 
 
+FOLDS = 10
+_RIDGE = 0.0003
+
+
+def folds(pools: Pools) -> list[int]:
+    """(C,) which of `FOLDS` parts of the protein clusters each complex is in."""
+    clusters = sorted(set(pools.clusters))
+    return [clusters.index(cluster) % FOLDS for cluster in pools.clusters]
+
+
+def held_out(pools: Pools, ridge: float = _RIDGE) -> Tensor:
+    """(P,) the probability of each pose by a fit to the other `folds`."""
+    chance = torch.zeros(len(pools.right))
+    sizes, fold = torch.tensor(pools.sizes), folds(pools)
+    for number in set(fold):
+        model = Confidence()
+        regression = Regression(model, pools.of([f != number for f in fold]), ridge)
+        optimizer = torch.optim.LBFGS(
+            model.parameters(), max_iter=200, line_search_fn="strong_wolfe"
+        )
+
+        def closure(regression: Regression = regression) -> Tensor:
+            regression.zero_grad()
+            loss = regression.total()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        here = torch.tensor([f == number for f in fold]).repeat_interleave(sizes)
+        with torch.no_grad():
+            chance[here] = model(pools.evidence[here])
+    return chance
+
+
 class ConfidenceFit:
     """The experiment (see `train.Experiment`); a step sees all poses at once.
 
     Args:
         device: where to train.
-        pools: table of pools, with the splits `fit` and `check`.
+        pools: table of pools.
         lr: learning rate of Adam.
         ridge: times the square of the weights, added to the loss.
     """
@@ -129,20 +186,17 @@ class ConfidenceFit:
         self,
         device: torch.device,
         pools: str = "dock_pools.csv.gz",
-        lr: float = 0.02,
-        ridge: float = 0.003,
+        lr: float = 0.05,
+        ridge: float = _RIDGE,
     ) -> None:
         found, network = read_pools(find_data(pools))
-        for split in ("fit", "check"):
-            if split not in found:
-                raise ConfigError(f"{pools}: has no rows of the split {split}")
-        seen, self.check = found["fit"], found["check"]
+        self.pools, self.ridge = reduce(Pools.joined, found.values()), ridge
+        if len(set(self.pools.clusters)) < 2:
+            raise ConfigError(f"{pools}: holds one protein cluster; two are needed at least")
         self.model = Confidence()
-        self.model.mean.copy_(seen.evidence.mean(0))
-        self.model.std.copy_(seen.evidence.std(0) + 1e-3)
+        self.process = self.denoiser = Regression(self.model, self.pools, ridge).to(device)
         self.model.belongs_to(network.rpartition("-")[2])
-        self.module: nn.Module = self.model.to(device)
-        self.process = self.denoiser = Regression(self.model, seen, ridge, device)
+        self.module: nn.Module = self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Any, Any]]:
@@ -150,28 +204,32 @@ class ConfidenceFit:
             yield (None,), None
 
     def evaluate(self) -> dict[str, float]:
-        """On the complexes that nothing was fitted to."""
-        chance = self.model(self.check.evidence.to(self.model.mean.device)).cpu()
-        right = self.check.right.float()
+        """Of fits to other protein clusters, whatever the model has learned so far."""
+        chance, right = held_out(self.pools, self.ridge), self.pools.right.float()
         return {
             "entropy": float(F.binary_cross_entropy(chance, right)),
             "entropy_of_rate": float(
                 F.binary_cross_entropy(torch.full_like(chance, float(right.mean())), right)
             ),
-            "calibration_error": calibration_error(chance, self.check.right),
-            "top_score": float(self.check.top(-self.check.score).float().mean()),
-            "top_confidence": float(self.check.top(chance).float().mean()),
-            "any": float(self.check.any().float().mean()),
+            "calibration_error": calibration_error(chance, self.pools.right),
+            "top_score": float(self.pools.top(-self.pools.score).float().mean()),
+            "top_confidence": float(self.pools.top(chance).float().mean()),
+            "any": float(self.pools.any().float().mean()),
         }
 
 
 class Regression(nn.Module):
     """Model and loss in the shape that `fit` trains: nothing is noised."""
 
-    def __init__(self, model: Confidence, seen: Pools, ridge: float, device: torch.device) -> None:
+    def __init__(self, model: Confidence, seen: Pools, ridge: float) -> None:
         super().__init__()
+        model.mean.copy_(seen.evidence.mean(0))
+        model.std.copy_(seen.evidence.std(0) + 1e-3)
         self.model, self.ridge, self.sizes = model, ridge, seen.sizes
-        self.evidence, self.right = seen.evidence.to(device), seen.right.float().to(device)
+        self.evidence: Tensor
+        self.right: Tensor
+        self.register_buffer("evidence", seen.evidence)
+        self.register_buffer("right", seen.right.float())
 
     def perturb(self, x_0: Any, t: Tensor, generator: Any = None) -> Noised:  # noqa: ANN401
         return Noised(x_0, None)
@@ -180,8 +238,12 @@ class Regression(nn.Module):
         """(P,) logits of all poses."""
         return self.model.logits(self.evidence)
 
+    def total(self) -> Tensor:
+        """() what is minimised."""
+        return torch.cat(list(self._parts(self.model.logits(self.evidence)).values())).sum()
+
     def loss(self, prediction: Tensor, noised: Noised, x_0: Any, t: Tensor) -> Tensor:  # noqa: ANN401
-        parts = self.parts(prediction, noised, x_0, t)
+        parts = self._parts(prediction)
         return parts["pose"] + parts["ridge"]
 
     def parts(
@@ -191,7 +253,10 @@ class Regression(nn.Module):
         x_0: Any,  # noqa: ANN401
         t: Tensor,
     ) -> dict[str, Tensor]:
-        each = F.binary_cross_entropy_with_logits(prediction, self.right, reduction="none")
+        return self._parts(prediction)
+
+    def _parts(self, logits: Tensor) -> dict[str, Tensor]:
+        each = F.binary_cross_entropy_with_logits(logits, self.right, reduction="none")
         pose = torch.stack([part.mean() for part in each.split(self.sizes)]).mean()
         ridge = self.ridge * self.model.weight.square().sum()
         return {"pose": pose.reshape(1), "ridge": ridge.reshape(1)}

@@ -9,8 +9,8 @@ of a ligand are computed on one thread, so that its poses do not depend on which
 are, in what order, or by how many workers they are docked.
 
 Ranking: poses that pass all checks come before those that fail one; within each of the two groups
-by `confidence` where there is one, else by `score`, the energy plus what the trained network adds
-for poses that it finds unlikely, less what its ranker prefers them by.
+by `confidence` where there is one, else by `score`, the fitted energy (`terms`) plus what the
+trained network adds for poses that it finds unlikely, less what its ranker prefers them by.
 
 Shapes: B poses, N ligand atoms, K conformers, A receptor atoms. Coordinates in Å, energies in
 kcal/mol.
@@ -54,6 +54,7 @@ from .sources import (
     choose_device,
     load_source,
 )
+from .terms import fitted_energy
 from .validity import Validator
 
 __all__ = [
@@ -71,8 +72,9 @@ class Candidates:
     Attributes:
         coords: (P, N, 3) Å.
         site: (P,) long, number of the site.
-        energy: Of each, kcal/mol.
-        score: Energy, judgement and preference, kcal/mol.
+        energy: Vina's of each, kcal/mol.
+        fitted: From `terms.fitted_energy`, with the mean of `energy`.
+        score: Fitted energy, judgement and preference, kcal/mol.
         failed: Names of the checks that each fails.
         opinion: What the source thinks of each.
         evidence: (P, len(EVIDENCE)), see `pool.evidence`.
@@ -81,6 +83,7 @@ class Candidates:
     coords: Tensor
     site: Tensor
     energy: list[float]
+    fitted: list[float]
     score: list[float]
     failed: list[list[str]]
     opinion: Opinion
@@ -273,9 +276,11 @@ class Docker:
         ]
         pool = Pool.join(found).distinct(max(wanted.judged, wanted.num_poses), wanted.spread)
         energy = pool.affinity(prepared.torsions)
-        opinion = self._judged(receptor, prepared, sites, pool, energy)
+        fitted = _fitted(receptor, prepared, pool)
+        fitted += energy.mean() - fitted.mean()
+        opinion = self._judged(receptor, prepared, sites, pool, fitted)
         score = (
-            energy
+            fitted
             + wanted.judgement * opinion.loss.mean(1)
             - wanted.preference * opinion.preference
         )
@@ -287,6 +292,7 @@ class Docker:
             pool.coords,
             pool.site,
             energy.tolist(),
+            fitted.tolist(),
             score.tolist(),
             failed,
             opinion,
@@ -299,12 +305,12 @@ class Docker:
         ligand: PreparedLigand,
         sites: Sequence[Site],
         pool: Pool,
-        energy: Tensor,
+        fitted: Tensor,
     ) -> Opinion:
         """What the source thinks of each pose at its site; preferences above the site's mean.
 
-        Losses are dear: where there are preferences, only the better half by energy and preference
-        is looked at, and the others are taken to be as bad as the worst of these.
+        Losses are dear: where there are preferences, only the best quarter by these and the fitted
+        energy is looked at, and the others are taken to be as bad as the worst of these.
         """
         wanted, opinion = self.settings, Opinion.none(len(pool.coords))
 
@@ -321,8 +327,8 @@ class Docker:
                 opinion.preference[here] = nats - nats.mean()
         if wanted.judgement:
             if bool(opinion.preference.any()):
-                order = (energy - wanted.preference * opinion.preference).argsort(stable=True)
-                looked_at[order[(len(order) + 1) // 2 :]] = False
+                order = (fitted - wanted.preference * opinion.preference).argsort(stable=True)
+                looked_at[order[(len(order) + 3) // 4 :]] = False
             for here, loss in asked(self.source.losses, looked_at):
                 opinion.loss[here] = loss
             worst = opinion.loss[looked_at].mean(1).argmax()
@@ -358,6 +364,18 @@ class Docker:
             torch.full((len(coords),), number),
             crowding(coords, visited),
         )
+
+
+def _fitted(receptor: PreparedReceptor, ligand: PreparedLigand, pool: Pool) -> Tensor:
+    return fitted_energy(
+        pool.coords,
+        ligand.ligand.mol,
+        ligand.types,
+        receptor.coords,
+        receptor.types,
+        pool.inter,
+        pool.intra,
+    )
 
 
 def ligand_seed(ligand: Ligand, seed: int) -> int:

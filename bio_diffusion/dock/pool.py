@@ -1,8 +1,8 @@
 """The poses found for one ligand, and what speaks for and against each: the evidence.
 
-A pose is likelier right when its score (energy, and what the networks say) is better than that of
-the others, and when the best is no accident: when the search came down into its basin again and
-again. `crowding` counts that, `evidence` puts everything together.
+A pose is likelier right when it, and those near it, have better scores (energy, and what the
+networks say) than the others, and when the best is no accident: when the search came down into its
+basin again and again. `crowding` counts that, `evidence` puts everything together.
 
 Shapes: B poses, N ligand atoms, V minima visited. Distances are
 RMSD in atom order, without superposition or symmetry, in Å; energies in kcal/mol.
@@ -26,15 +26,16 @@ TORSION_WEIGHT = 0.05846
 _TEMPERATURE = 1.2  # kcal/mol, as in the search
 _SHARPNESS = 1.3  # mol/kcal: the score that tells right poses best, on validation complexes
 _NEAR = 2.0  # Å
+_BLUR = 0.5  # Å, by which "near" fades
 _FLOOR = 1e-3  # of shares, before their logarithm
 _NEVER = -8.0  # nats: shares below are all alike
 
-EVIDENCE: tuple[str, ...] = ("share", "score_gap", "funnel", "torsions")
+EVIDENCE: tuple[str, ...] = ("support", "funnel", "torsions")
 """Names of the columns of `evidence`.
 
-`share`: log of the pose's part of the pool, exp(-1.3 score) over their sum; `score_gap`: -1.3 times
-the score above the best, both -8 at least. `funnel`: `crowding` of the pose with the best score;
-it and `torsions` are the same for all poses of a pool, so that these rank as by score.
+`support`: log of the part of the pool, exp(-1.3 score) over their sum, that lies near the pose, by
+sigmoid((2 - RMSD) / 0.5) of each, -8 at least: if one of these is right, so is the pose. `funnel`:
+`crowding` of the pose with the best score; it and `torsions` are the same for all poses of a pool.
 """
 
 
@@ -100,13 +101,13 @@ def evidence(pool: Pool, score: Tensor, torsions: float) -> Tensor:
         score: (B,) by which they rank without a confidence model.
         torsions: Vina's count of active torsions.
     """
-    nats = -_SHARPNESS * score
-    gap = nats - nats.max()
+    share = (-_SHARPNESS * score).softmax(0)
+    apart = torch.stack([_rmsd(pose, pool.coords) for pose in pool.coords])
+    support = (torch.sigmoid((_NEAR - apart) / _BLUR) @ share).log().clamp(min=_NEVER)
     columns = [
-        nats.log_softmax(0).clamp(min=_NEVER),
-        gap.clamp(min=_NEVER),
-        pool.crowd[score.argmin()].expand_as(gap),
-        torch.full_like(gap, torsions),
+        support,
+        pool.crowd[score.argmin()].expand_as(support),
+        torch.full_like(support, torsions),
     ]
     return torch.stack(columns, 1)
 

@@ -1,15 +1,15 @@
 """Dock complexes of known pose and keep the evidence of every candidate, to fit confidence to.
 
     python -m bio_diffusion.dock.pools --data DIR [--manifest FILE] --split NAME [--part NAME]
-        [--sample N] [--label NAME] --out FILE.csv [--checkpoint FILE] [key=value ...]
+        [--sample N] --out FILE.csv [--checkpoint FILE] [key=value ...]
 
 Each complex of `DIR/<id>/` (as for `bio_diffusion.dock.prepare`) is docked into the box of its
 crystal ligand, 4 Å larger a side and 15 Å an edge at least, from RDKit conformers and with the
 settings of `configs/dock.yaml` but for those given as words. A row is a candidate pose: its RMSD to
-the crystal pose, its energy, what the networks say of it, its score, whether it fails a check, and
-the evidence; `cpu_s` is of the whole complex. A sample is the first N ids by the sha256 of "0:id".
-Rows of a complex are written together, and a run that was stopped goes on with the complexes that
-its table lacks.
+the crystal pose, its energies, what the networks say of it, its score, whether it fails a check,
+and the evidence; `cpu_s` is of the whole complex. A sample is the first N ids by the sha256 of
+"0:id". Rows of a complex are written together, and a run that was stopped goes on with the
+complexes that its table lacks.
 
 Exit status: 0 done; 2 bad usage or input; 3 some complexes could not be docked: they are named.
 """
@@ -57,7 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     complex_flags(parser)
     parser.add_argument("--part", help="of these, the rows with this test_part")
-    parser.add_argument("--label", help="what to write as split (default: the split)")
     parser.add_argument("--checkpoint", help="network, by file or name (default: the usual one)")
     parser.add_argument("--out", type=Path, required=True, help="table to append to")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as of docking")
@@ -111,7 +110,7 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
             continue
         fixed = {
             "id": key,
-            "split": args.label or args.part or args.split,
+            "split": args.part or args.split,
             "cluster": rows[key].get("cluster", key),
             "cpu_s": f"{time.process_time() - begun:.2f}",
         }
@@ -163,6 +162,7 @@ def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
         {
             "rmsd": f"{rmsd[i]:.3f}",
             "energy": f"{found.energy[i]:.4f}",
+            "fitted": f"{found.fitted[i]:.4f}",
             "loss": f"{float(found.opinion.loss[i].mean()):.5f}",
             "preference": f"{float(found.opinion.preference[i]):.4f}",
             "score": f"{found.score[i]:.4f}",

@@ -2,7 +2,9 @@
 
 A step sees poses of one complex: up to `RIGHTS` right ones (below 1.75 Å) and wrong ones (above
 2.5 Å) to make `poses` in all; those between count as neither. Pockets are off centre by a normal
-draw of 1 Å an axis. Complexes without a right or without a wrong pose are left out.
+draw of 1 Å an axis, and shaken: what stands in a crystal fits its own ligand so closely that the
+ranker would learn these complexes by heart. Complexes without a right or without a wrong pose are
+left out.
 
 Legend: B poses; lengths in Å.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +56,10 @@ class RankerFit:
         model: the score network, by file or name of a shipped one; it stays as it is.
         train: compact set of poses, from `dock.decoys`.
         val: the same of held-out complexes.
+        more: a second set to train on, if any.
         poses: B, at most.
+        shake: standard deviation in Å, an axis, by which the pocket's atoms are moved in training;
+            their residues, as a whole, by half of it.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         seed: order of the data, and which poses are seen.
@@ -69,14 +75,16 @@ class RankerFit:
         model: str,
         train: str,
         val: str,
+        more: str | None = None,
         poses: int = 32,
+        shake: float = 0.45,
         lr: float = 2e-3,
         weight_decay: float = 0.01,
         seed: int = 0,
     ) -> None:
         path = checkpoints.find(model, "dock")
         network, loaded = load_model(path, device)
-        self.device, self.poses, self.seed = device, poses, seed
+        self.device, self.poses, self.shake, self.seed = device, poses, shake, seed
         self.model = PoseRanker(network.score.size)
         self.model.begin(network.score)
         self.model.belongs_to(loaded.sha256)
@@ -86,6 +94,8 @@ class RankerFit:
             self.model.parameters(), lr=lr, weight_decay=weight_decay
         )
         self._train, self._val = _usable(train), _usable(val)
+        if more is not None:
+            self._train += _usable(more)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Pose, Candidates]]:
         for step in range(start * world + rank, 10**12, world):
@@ -93,7 +103,8 @@ class RankerFit:
             order = np.random.default_rng((self.seed, turn)).permutation(len(self._train))
             generator = np.random.default_rng((self.seed, turn, place, 1))
             example = self._train[int(order[place])]
-            yield self._candidates(example, *self._drawn(example, generator))
+            chosen, offset = self._drawn(example, generator)
+            yield self._candidates(self._shaken(example, generator), chosen, offset)
 
     def _drawn(self, example: Example, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Numbers of the poses seen, and how far off the pocket's centre is."""
@@ -103,6 +114,15 @@ class RankerFit:
         rest = generator.choice(wrong, min(len(wrong), self.poses - len(few)), replace=False)
         offset = torch.from_numpy(generator.normal(0, _JITTER, 3)).float()
         return torch.from_numpy(np.concatenate([few, rest])), offset
+
+    def _shaken(self, example: Example, generator: np.random.Generator) -> Example:
+        """The example with the atoms of its receptor moved at random."""
+        pocket = example.receptor
+        whole = torch.from_numpy(generator.normal(0, self.shake / 2, pocket.residue_coords.shape))
+        each = torch.from_numpy(generator.normal(0, self.shake, pocket.coords.shape))
+        coords = pocket.coords + (whole[pocket.residue] + each).float()
+        residues = pocket.residue_coords + whole.float()
+        return replace(example, receptor=replace(pocket, coords=coords, residue_coords=residues))
 
     def _candidates(
         self, example: Example, chosen: Tensor, offset: Tensor

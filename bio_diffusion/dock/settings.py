@@ -54,7 +54,7 @@ class Settings:
     spread: float = 1.0
     judged: int = 20
     judgement: float = 7.0
-    preference: float = 0.25
+    preference: float = 0.38
     rank_by: str = "confidence"
     sites: int = 3
     site_size: float = 22.5

@@ -20,7 +20,7 @@ from bio_diffusion.dock.confidence import (
     calibration_error,
     load_confidence,
 )
-from bio_diffusion.dock.confidence_fit import ConfidenceFit, read_pools
+from bio_diffusion.dock.confidence_fit import ConfidenceFit, folds, held_out, read_pools
 from bio_diffusion.dock.pipeline import Docker, Settings
 from bio_diffusion.dock.pool import EVIDENCE, Pool, crowding, evidence
 from bio_diffusion.dock.pose import Pose, TorsionTree
@@ -29,7 +29,7 @@ from bio_diffusion.dock.sources import SHIPPED, PreparedReceptor
 
 DEMO = Path(__file__).parents[2] / "data/demo"
 TINY = {"starts": 6, "rounds": 1, "evaluations": 6, "refine": 8, "conformers": 2, "num_poses": 4}
-SHARE, FUNNEL = EVIDENCE.index("share"), EVIDENCE.index("funnel")
+SUPPORT, FUNNEL = EVIDENCE.index("support"), EVIDENCE.index("funnel")
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,15 @@ def test_evidence_is_the_same_wherever_the_complex_lies_and_however_poses_are_or
     torch.testing.assert_close(mixed, told[order], rtol=1e-5, atol=1e-5)
 
 
-def test_shares_of_a_pool_are_probabilities_in_the_order_of_the_score():
-    *of, score = a_pool()
-    share = evidence_of(*of, score)[:, SHARE]
-    assert float(share.exp().sum()) == pytest.approx(1.0, abs=0.01)  # those at the floor apart
-    assert share.argmax() == score.argmin()
+def test_a_pose_is_supported_by_its_own_share_and_by_those_near_it():
+    coords, minima, low, score = a_pool()
+    shares = (-1.3 * score).softmax(0)
+    # all lie apart: of a pose's own share sigmoid(4) counts
+    alone = evidence_of(coords, minima, low, score)[:, SUPPORT].exp()
+    torch.testing.assert_close(alone, shares * 0.982, rtol=0.02, atol=5e-4)
+    coords[1] = coords[0] + 0.1
+    near = evidence_of(coords, minima, low, score)[:2, SUPPORT].exp()
+    torch.testing.assert_close(near, shares[:2].sum().expand(2), rtol=0.05, atol=0)
 
 
 def test_a_pose_among_low_minima_is_crowded_and_the_best_one_speaks_for_the_pool():
@@ -121,19 +125,19 @@ def test_calibration_error_of_known_cases():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Pools in which a large share and a crowded funnel mean a right pose."""
+    """Pools in which much support and a crowded funnel mean a right pose."""
     path, rng = tmp_path_factory.mktemp("pools") / "pools.csv", np.random.default_rng(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        terms = ("energy", "loss", "preference", "score", "failed")
+        terms = ("energy", "fitted", "loss", "preference", "score", "failed")
         rows.writerow(["id", "split", "cluster", "network", "rmsd", *terms, *EVIDENCE])
         for number in range(120):
-            split = "fit" if number < 80 else "check"
+            split = "some" if number < 80 else "others"
             for _ in range(8):
                 x = rng.normal(size=len(EVIDENCE))
-                chance = 1 / (1 + np.exp(2.0 - x[FUNNEL] - x[SHARE]))
+                chance = 1 / (1 + np.exp(2.0 - x[FUNNEL] - x[SUPPORT]))
                 rmsd = 1 if rng.random() < chance else 5
-                fixed = [f"c{number}", split, number // 2, "dock-0123456789ab", rmsd, *[0] * 5]
+                fixed = [f"c{number}", split, number // 2, "dock-0123456789ab", rmsd, *[0] * 6]
                 rows.writerow([*fixed, *x])
     return path
 
@@ -151,8 +155,8 @@ def fitted(table):
 
 def test_the_fit_finds_what_matters_and_is_calibrated_on_other_complexes(fitted):
     weights = fitted.model.weight.detach()
-    assert {FUNNEL, SHARE} == set(weights.abs().topk(2).indices.tolist())
-    assert weights[FUNNEL] > 0.5 and weights[SHARE] > 0.5
+    assert {FUNNEL, SUPPORT} == set(weights.abs().topk(2).indices.tolist())
+    assert weights[FUNNEL] > 0.5 and weights[SUPPORT] > 0.5
     found = fitted.evaluate()
     assert found["entropy"] < 0.9 * found["entropy_of_rate"]
     assert found["calibration_error"] < 0.1
@@ -160,6 +164,25 @@ def test_the_fit_finds_what_matters_and_is_calibrated_on_other_complexes(fitted)
     seen = fitted.process
     left = fitted.model(seen.evidence) - seen.right
     assert abs(float(left.mean())) < 5e-3
+
+
+def test_held_out_probabilities_do_not_know_their_cluster(table):
+    found, _ = read_pools(table)
+    pools = found["some"].joined(found["others"])
+    assert len(pools) == 120 and len(pools.right) == 960
+    chance = held_out(pools)
+    here = torch.tensor([f == 3 for f in folds(pools)]).repeat_interleave(torch.tensor(pools.sizes))
+    turned = replace(pools, right=torch.where(here, ~pools.right, pools.right))
+    torch.testing.assert_close(held_out(turned)[here], chance[here])
+    assert not torch.allclose(held_out(turned)[~here], chance[~here], atol=1e-3)
+
+
+def test_a_choice_of_complexes_keeps_their_poses(table):
+    found, _ = read_pools(table)
+    pools = found["some"]
+    chosen = pools.of([number in (3, 7) for number in range(len(pools))])
+    assert chosen.ids == ("c3", "c7") and chosen.sizes == (8, 8)
+    assert torch.equal(chosen.evidence[8:], pools.evidence[56:64])
 
 
 def test_a_table_of_another_kind_or_of_two_networks_is_refused(table, tmp_path):
@@ -170,8 +193,9 @@ def test_a_table_of_another_kind_or_of_two_networks_is_refused(table, tmp_path):
     (tmp_path / "b.csv").write_text(text.replace("0123456789ab", "ba9876543210", 1))
     with pytest.raises(ConfigError, match="several networks"):
         read_pools(tmp_path / "b.csv")
-    (tmp_path / "c.csv").write_text(text.replace(",check,", ",test,"))
-    with pytest.raises(ConfigError, match="split check"):
+    rows = text.splitlines(keepends=True)
+    (tmp_path / "c.csv").write_text("".join(rows[:17]))  # two complexes of one cluster
+    with pytest.raises(ConfigError, match="one protein cluster"):
         ConfidenceFit(torch.device("cpu"), str(tmp_path / "c.csv"))
 
 
@@ -228,9 +252,7 @@ def test_without_a_judgement_a_model_or_a_single_site_the_column_is_empty(recept
     (found,) = other.dock(receptor, [ligand("CCO")], site)
     assert [row["confidence"] for row in found.rows] == [None] * len(found.rows)
     physics = Docker.load("none", **TINY)
-    (found,) = physics.dock(receptor, [ligand("CCO")], site)
     assert physics.checkpoint == "none" and physics.confidence is None
-    assert [row["score"] for row in found.rows] == [row["energy"] for row in found.rows]
     with pytest.raises(InputError, match="rank_by"):
         Settings(rank_by="luck")
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +77,27 @@ def test_it_learns_to_choose_and_leaves_the_network_as_it_is(trained):
     network, _ = load_model(SHIPPED, torch.device("cpu"))
     held = made.process.score.state_dict()
     assert all(torch.equal(held[name], x) for name, x in network.score.state_dict().items())
+
+
+def test_training_shakes_the_pocket_and_not_the_poses(poses):
+    made = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses), shake=0.4)
+    (example,) = CompactSet(poses)
+    shaken = made._shaken(example, np.random.default_rng(0))
+    moved = shaken.receptor.coords - example.receptor.coords
+    assert float(moved.std()) == pytest.approx((0.4**2 + 0.2**2) ** 0.5, rel=0.1)
+    residues = shaken.receptor.residue_coords - example.receptor.residue_coords
+    assert float(residues.std()) == pytest.approx(0.2, rel=0.2)
+    # atoms of a residue move with it: what is left is each atom's own
+    own = moved - residues[example.receptor.residue]
+    assert float(own.std()) == pytest.approx(0.4, rel=0.1)
+    assert torch.equal(shaken.conformers, example.conformers)
+    assert torch.equal(shaken.crystal, example.crystal)
+
+
+def test_a_second_set_joins_the_first(poses):
+    once = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses))
+    both = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses), more=str(poses))
+    assert len(both._train) == 2 * len(once._train) and len(both._val) == len(once._val)
 
 
 def test_preference_is_the_same_wherever_the_complex_lies(trained, poses):
