@@ -83,24 +83,25 @@ def of_weights(paths: Sequence[Path]) -> None:
     """What each table would have the score weigh, beside what ships.
 
     Columns are scaled to one spread first: the losses of a pool are close together, so that the
-    ridge would hold down their large weight more than the others.
+    ridge would hold down their large weight more than the others. Vina's energy stands without the
+    losses, since which poses these are computed for, the fitted energy decides.
     """
     print(
-        "| pools | with a right pose | judgement | preference | log share | with Vina's energy "
-        "| without judgement | of the weights that ship, best scale |\n" + "|---" * 8 + "|"
+        "| pools | with a right pose | judgement | preference | log share "
+        "| of the weights that ship | without judgement | so, Vina's energy "
+        "| fitted energy alone | Vina's alone |\n" + "|---" * 10 + "|"
     )
     for split, pools in (item for path in paths for item in read_pools(path)[0].items()):
         spread = terms(pools).std(0)
         columns = terms(pools) / spread
         best, share = fitted(pools, columns)
-        _, vinas = fitted(pools, torch.cat([-pools.energy[:, None], columns[:, 1:]], 1))
-        _, without = fitted(pools, columns[:, [0, 2]])
-        scale, shipped = fitted(pools, -pools.score[:, None])
         energy, judgement, preference = (best / spread).tolist()
+        vinas = torch.stack([-pools.energy, columns[:, 2]], 1)
+        others = (-pools.score[:, None], columns[:, [0, 2]], vinas, columns[:, :1], vinas[:, :1])
+        shares = [share, *(fitted(pools, other)[1] for other in others)]
         print(
             f"| {len(pools)} {split} | {int(pools.any().sum())} | {judgement / energy:.1f} "
-            f"| {preference / energy:.2f} | {share:.3f} | {vinas:.3f} | {without:.3f} "
-            f"| {shipped:.3f}, {float(scale):.2f} |"
+            f"| {preference / energy:.2f} | {' | '.join(f'{x:.3f}' for x in shares)} |"
         )
 
 
@@ -195,6 +196,7 @@ def rankings(name: str, pools: Pools, chance: Tensor) -> None:
     columns = terms(pools)
     values = {
         "energy": -pools.energy,
+        "energy and preference": WEIGHTS[1] * pools.preference - pools.energy,
         "fitted energy": -pools.fitted,
         "fitted energy and judgement": -pools.fitted - WEIGHTS[0] * pools.loss,
         "fitted energy and preference": WEIGHTS[1] * pools.preference - pools.fitted,

@@ -4,7 +4,7 @@ Each variant is ``NAME[:key=value,...]`` over the settings of ``configs/dock.yam
 ``checkpoint`` names a model file (default: the shipped one) or ``none`` for physics alone: random
 poses in the box go through the same search and minimisation and are ranked by the fitted energy.
 ``start=random`` keeps the model's judgement of poses but starts from random ones, ``start=half``
-from its own and as many random ones; ``judgement=0`` keeps its starts but ranks by energy;
+from its own and as many random ones; ``judgement=0`` keeps its starts but asks for no losses;
 ``rank_by=score`` ranks without the confidence model; ``hetero=false`` takes metals and cofactors
 out of the receptor first. The box of a known site is that of AutoDock Vina's rows: the crystal
 ligand plus 4 Å a side and at least 15 Å an edge. Ligands start from RDKit conformers, never from

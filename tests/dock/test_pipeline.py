@@ -63,8 +63,8 @@ def test_poses_keep_bonds_and_stay_in_the_box(docked, site):
     assert site.distance(docked.coords.mean(1)).max() < 1.0
 
 
-def test_poses_differ_and_are_ranked_valid_first_then_by_score(docked):
-    order = [(not row["valid"], row["score"]) for row in docked.rows]
+def test_poses_differ_and_are_ranked_valid_first_then_by_confidence(docked):
+    order = [(not row["valid"], -row["confidence"]) for row in docked.rows]
     assert order == sorted(order)
     assert [row["rank"] for row in docked.rows] == list(range(1, len(order) + 1))
     for i in range(len(docked.coords)):
