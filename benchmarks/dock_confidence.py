@@ -6,7 +6,7 @@ judging the other tenth. Weights of the score were chosen on them too: "weights 
 three anew (fitted energy, loss of denoising, preference) in the same way.
 
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
-    python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --vina vina_baseline.csv
+    python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --beside vina_baseline.csv
     python benchmarks/dock_confidence.py --weights data/dock_pools.csv.gz modelled.csv
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
@@ -127,7 +127,7 @@ def reliability(chance: Tensor, right: Tensor) -> str:
     return "\n".join(lines)
 
 
-def of_pools(paths: Sequence[Path], vina: Path | None) -> None:
+def of_pools(paths: Sequence[Path], others: Sequence[Path]) -> None:
     tables = [read_pools(path) for path in paths]
     found = {split: pools for table, _ in tables for split, pools in table.items()}
     (network,) = {network for _, network in tables}
@@ -160,8 +160,8 @@ def of_pools(paths: Sequence[Path], vina: Path | None) -> None:
             f"CPU s a complex, mean {sum(spent[i] for i in pools.ids) / len(pools):.1f}\n"
         )
         print(reliability(chance, pools.right))
-        if vina:
-            beside(vina, pools, chance)
+        for other in others:
+            beside(other, pools, chance)
 
 
 def shown(pools: Pools, chance: Tensor) -> Tensor:
@@ -172,16 +172,16 @@ def shown(pools: Pools, chance: Tensor) -> Tensor:
 
 
 def beside(path: Path, pools: Pools, chance: Tensor) -> None:
-    """First poses on the complexes that a table of `vina_baseline.py` has."""
+    """First poses, and those of a table of `vina_baseline.py` or `dock_quality.py`."""
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
     theirs = {row["id"]: float(row["rmsd"]) < RIGHT for row in rows}
     pairs = zip(pools.ids, pools.top(chance).tolist(), strict=True)
     both = [(ours, theirs[key]) for key, ours in pairs if key in theirs]
     if both:
-        ours, vinas = (np.array(side) for side in zip(*both, strict=True))
-        print(f"\n{len(both)} with Vina: {rate(ours)}, Vina {rate(vinas)}, "
-              f"p = {mcnemar(ours, vinas):.2g}")  # fmt: skip
+        ours, others = (np.array(side) for side in zip(*both, strict=True))
+        p = mcnemar(ours, others)
+        print(f"\n{len(both)} of {path.name}: ours {rate(ours)}, there {rate(others)}, p = {p:.2g}")
 
 
 def cpu_seconds(path: Path) -> dict[str, float]:
@@ -244,13 +244,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=Path, nargs="+", help="tables of pools")
     parser.add_argument("--weights", type=Path, nargs="+", help="tables of pools")
-    parser.add_argument("--vina", type=Path, help="table of vina_baseline.py, beside pools")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], help="tables of other dockings, beside pools"
+    )
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.pools:
-        of_pools(args.pools, args.vina)
+        of_pools(args.pools, args.beside)
     if args.weights:
         of_weights(args.weights)
     if args.docked:
