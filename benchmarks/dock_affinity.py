@@ -44,7 +44,7 @@ Row = dict[str, str | float]
 
 QUANTITIES: dict[str, tuple[str, int]] = {
     "energy": ("energy, minimised", 1),
-    "score": ("score (energy + judgement)", 1),
+    "score": ("energy and judgement, the former score", 1),
     "loss": ("judgement alone", 1),
     "placed": ("energy, as placed", 1),
     "heavy": ("heavy atoms", -1),

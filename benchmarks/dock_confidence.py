@@ -8,13 +8,15 @@ three anew (fitted energy, loss of denoising, preference) in the same way.
     python benchmarks/dock_confidence.py --pools data/dock_pools.csv.gz
     python benchmarks/dock_confidence.py --pools unseen.csv seen.csv --beside vina_baseline.csv
     python benchmarks/dock_confidence.py --weights data/dock_pools.csv.gz modelled.csv
+    python benchmarks/dock_confidence.py --losses DATA/val --manifest manifest.csv --split val
     python benchmarks/dock_confidence.py --docked test.csv --variant network
 
-Pools of other splits, such as test parts, are judged with what was fitted and chosen on validation
-complexes, but for the weights held out, which are fitted among them. `--weights` fits all three to
-each table whole and says nothing of success, so that it may see modelled poses
-(`modelled_complexes.py`). The last form takes rows of `dock_quality.py` and the `confidence` in
-them, as shipped.
+Pools of other splits than `val`, such as test parts, are judged with what was fitted and chosen on
+validation complexes, but for the weights held out, which are fitted among them. `--weights` fits
+all three to each table whole and says nothing of success, so that it may see modelled poses
+(`modelled_complexes.py`). `--losses` docks complexes, computes the losses of all candidates and
+says what is lost where they are of the best ones only, as a docking has them. The last form takes
+rows of `dock_quality.py` and the `confidence` in them, as shipped.
 """
 
 from __future__ import annotations
@@ -33,11 +35,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bio_diffusion.command import one_thread
 from bio_diffusion.dock.confidence import calibration_error, load_confidence
-from bio_diffusion.dock.confidence_fit import FOLDS, RIGHT, Pools, folds, held_out, read_pools
-from bio_diffusion.dock.metrics import mcnemar, rate, wilson
+from bio_diffusion.dock.confidence_fit import RIGHT, Pools, folds, held_out, read_pools
+from bio_diffusion.dock.metrics import mcnemar, rate, symmetric_rmsd, wilson
+from bio_diffusion.dock.pipeline import Docker
+from bio_diffusion.dock.pools import in_order, known_site
+from bio_diffusion.dock.pose import Pose
+from bio_diffusion.dock.prepare import protein_file, read_ligand, read_manifest
+from bio_diffusion.dock.receptor import read_receptor
 from bio_diffusion.dock.settings import Settings
-from bio_diffusion.dock.sources import SHIPPED
+from bio_diffusion.dock.sources import SHIPPED, PreparedLigand
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 WEIGHTS = Settings().judgement, Settings().preference
@@ -70,7 +78,7 @@ def by_weights_held_out(pools: Pools, columns: Tensor) -> Tensor:
     """(P,) a linear score of `columns` (P, F), each pose's by weights from other clusters."""
     fold = folds(pools)
     parts = list(zip(columns.split(pools.sizes), pools.right.split(pools.sizes), strict=True))
-    out = [weights([p for p, f in zip(parts, fold, strict=True) if f != k]) for k in range(FOLDS)]
+    out = {k: weights([p for p, f in zip(parts, fold, strict=True) if f != k]) for k in set(fold)}
     return torch.cat([x @ out[f] for (x, _), f in zip(parts, fold, strict=True)])
 
 
@@ -222,6 +230,37 @@ def log_share(pools: Pools, value: Tensor) -> float:
     return float(torch.stack(shares).mean())
 
 
+def of_losses(data: Path, manifest: Path, split: str) -> None:
+    docker, shares = Docker.load(), {"all": 1, "half": 2, "quarter": 4, "tenth": 10}
+    firsts: dict[str, list[int]] = {name: [] for name in shares}
+    right: dict[str, list[bool]] = {name: [] for name in shares}
+    for key in in_order(read_manifest(manifest, split)):
+        ligand, protein = read_ligand(data / key), protein_file(data / key)
+        assert protein is not None
+        site = known_site(ligand.crystal)
+        receptor = docker.prepare(read_receptor(protein).without(ligand.crystal))
+        with one_thread():
+            found = docker.candidates(receptor, ligand, [site])
+            prepared = PreparedLigand.of(ligand, 1, 0)
+            pose = Pose(found.coords, prepared.graph.tree)
+            loss = docker.source.losses(receptor, prepared, site, pose).mean(1)
+        rmsd = symmetric_rmsd(found.coords.numpy(), ligand.crystal, ligand.mol)
+        failed = torch.tensor([bool(names) for names in found.failed])
+        first = torch.tensor(found.fitted) - WEIGHTS[1] * found.opinion.preference
+        for name, part in shares.items():
+            known = loss.clone()
+            order = first.argsort(stable=True)
+            best, rest = order.tensor_split([-(-len(order) // part)])
+            known[rest] = loss[best].max()
+            top = int((first + WEIGHTS[0] * known + 1e6 * failed).argmin())
+            firsts[name].append(top)
+            right[name].append(bool(rmsd[top] < RIGHT))
+    print("| losses of the best | the same first pose as by all | right first |\n|---|---|---|")
+    for name in shares:
+        same = sum(a == b for a, b in zip(firsts[name], firsts["all"], strict=True))
+        print(f"| {name} | {same} of {len(firsts[name])} | {sum(right[name])} |")
+
+
 def of_docked(path: Path, variant: str) -> None:
     with path.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["variant"] == variant and r["confidence"]]
@@ -247,6 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], help="tables of other dockings, beside pools"
     )
+    parser.add_argument("--losses", type=Path, help="folder of complexes")
+    parser.add_argument("--manifest", type=Path, help="of these")
+    parser.add_argument("--split", default="val", help="of these")
     parser.add_argument("--docked", type=Path, help="table of dock_quality.py")
     parser.add_argument("--variant", default="network")
     args = parser.parse_args(argv)
@@ -255,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_pools(args.pools, args.beside)
     if args.weights:
         of_weights(args.weights)
+    if args.losses:
+        of_losses(args.losses, args.manifest or args.losses / "manifest.csv", args.split)
     if args.docked:
         of_docked(args.docked, args.variant)
     return 0

@@ -49,14 +49,12 @@ from bio_diffusion.dock.pools import known_site
 from bio_diffusion.dock.prepare import protein_file, read_ligand
 from bio_diffusion.dock.receptor import read_receptor
 from bio_diffusion.dock.sources import PreparedLigand
-from bio_diffusion.dock.terms import PAIRWISE, pair_terms, ramp, torsion_strain
+from bio_diffusion.dock.terms import KINDS, METAL, PAIRWISE, pair_terms, ramp, torsion_strain
 from bio_diffusion.files import InputError
 
 RIGHT, WRONG = 1.5, 2.5  # Å
 BONDED = 1.95  # Å, between atoms of the receptor
 EDGES = torch.tensor([-0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.5, 2.5, 4.0])  # Å between surfaces
-KINDS = torch.tensor([[float(v) for v in kind] for kind in ATOM_KINDS.values()])
-METAL = torch.tensor([name == "metal" for name in ATOM_KINDS])
 _GROUP = {"C_H": 0, "C_P": 1, "N_P": 2, "N_D": 3, "N_A": 4, "N_DA": 3, "O_A": 5, "O_DA": 6, "S": 7,
           "P": 8, "F": 9, "Cl": 10, "Br": 10, "I": 10}  # fmt: skip
 GROUP = torch.tensor([_GROUP.get(name, 11) for name in ATOM_KINDS])
@@ -151,7 +149,7 @@ def _terms(
     s = r - KINDS[a, 0] - KINDS[b, 0]
     (_, donor, acceptor), others = KINDS[a, 1:].unbind(1), KINDS[b, 1:].unbind(1)
     bridge = torch.maximum(donor * others[2], acceptor * others[1])
-    bond = bridge * (1 - METAL[b].float())
+    bond = bridge * (1 - METAL[b])
     sight = (receptor[j] - xyz[i]) / r[:, None]
     direct = ramp((ahead[i] * sight).sum(1), -0.2, 0.5) * ramp(
         (facing[j] * -sight).sum(1), -0.2, 0.5
@@ -162,7 +160,7 @@ def _terms(
         """Polar atoms that the other side surrounds and gives no partner."""
         bonded = torch.zeros(len(kind)).index_add(0, of, partner).clamp(max=1)
         covered = torch.zeros(len(kind)).index_add(0, of, (r < radius).float())
-        thirsty = (KINDS[kind, 2:].amax(1) > 0) & ~METAL[kind]
+        thirsty = (KINDS[kind, 2:].amax(1) > 0) & (METAL[kind] == 0)
         return (thirsty * ramp(covered, few, many) * (1 - bonded)).sum()
 
     directed = torch.stack(
@@ -178,19 +176,17 @@ def _terms(
     return torch.cat([pair_terms(a, b, r).sum(1), directed]), contacts
 
 
+SHIPS = "those and strain of torsions"  # as `bio_diffusion.dock.terms`
 ROWS = {  # name: (features, weight decay)
     "Vina's energy": ("energy", 0.0),
     "Vina's five terms, fitted": ("vina", 1e-3),
     "Vinardo's four terms, fitted": ("vinardo", 1e-3),
     "both and six more": ("terms", 1e-2),
-    "those and strain of torsions": ("ships", 1e-2),
+    SHIPS: ("ships", 1e-2),
     "both, six more and a table of contacts": ("contacts", 0.3),
     "Vina's five terms and strain of torsions": ("strain", 1e-3),
     "Vina's five terms and directions of hydrogen bonds": ("directed", 1e-3),
 }
-
-
-SHIPS = "those and strain of torsions"  # as `bio_diffusion.dock.terms`
 
 
 def read_pool(path: Path) -> Pool:

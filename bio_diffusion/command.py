@@ -285,13 +285,13 @@ def choose_device(device: str) -> str:
 def one_thread() -> Iterator[None]:
     """Runs torch on one thread: sums then have one order, whatever the machine's load or cores.
 
-    Numbers too small for all of their digits count as zero: they would take a CPU many times as
-    long, and the tails of Gaussians are full of them.
+    Numbers too small for all of their digits count as zero, for all that this thread computes:
+    they would take a CPU many times as long, and the tails of Gaussians are full of them.
     """
     import torch
 
     threads = torch.get_num_threads()
-    flushed = bool(torch.tensor(2e-38) / 4 == 0)
+    flushed = bool(torch.tensor(2e-38, dtype=torch.float32) / 4 == 0)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:

@@ -1,6 +1,6 @@
 """How likely a pose is right: a calibrated probability that its RMSD is below 2 Å.
 
-A logistic regression on the evidence of `pool`, the score above all,
+A logistic regression on the evidence of `pool`, above all what lies near the pose, by score,
 
     p(x) = sigmoid(weight . (x - mean) / std + bias)
 

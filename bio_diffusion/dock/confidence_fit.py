@@ -149,23 +149,28 @@ def held_out(pools: Pools, ridge: float = _RIDGE) -> Tensor:
     chance = torch.zeros(len(pools.right))
     sizes, fold = torch.tensor(pools.sizes), folds(pools)
     for number in set(fold):
-        model = Confidence()
-        regression = Regression(model, pools.of([f != number for f in fold]), ridge)
-        optimizer = torch.optim.LBFGS(
-            model.parameters(), max_iter=200, line_search_fn="strong_wolfe"
-        )
-
-        def closure(regression: Regression = regression) -> Tensor:
-            regression.zero_grad()
-            loss = regression.total()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        model = _fitted(pools.of([f != number for f in fold]), ridge)
         here = torch.tensor([f == number for f in fold]).repeat_interleave(sizes)
         with torch.no_grad():
             chance[here] = model(pools.evidence[here])
     return chance
+
+
+def _fitted(pools: Pools, ridge: float) -> Confidence:
+    """The optimum that `ConfidenceFit` goes down to, at once."""
+    regression = Regression(Confidence(), pools, ridge)
+    optimizer = torch.optim.LBFGS(
+        regression.parameters(), max_iter=200, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = regression.total(regression.logits())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return regression.model
 
 
 class ConfidenceFit:
@@ -173,7 +178,7 @@ class ConfidenceFit:
 
     Args:
         device: where to train.
-        pools: table of pools.
+        pools: table of pools; all of its splits are fitted to.
         lr: learning rate of Adam.
         ridge: times the square of the weights, added to the loss.
     """
@@ -221,30 +226,33 @@ class ConfidenceFit:
 class Regression(nn.Module):
     """Model and loss in the shape that `fit` trains: nothing is noised."""
 
+    evidence: Tensor
+    right: Tensor
+
     def __init__(self, model: Confidence, seen: Pools, ridge: float) -> None:
         super().__init__()
         model.mean.copy_(seen.evidence.mean(0))
         model.std.copy_(seen.evidence.std(0) + 1e-3)
         self.model, self.ridge, self.sizes = model, ridge, seen.sizes
-        self.evidence: Tensor
-        self.right: Tensor
         self.register_buffer("evidence", seen.evidence)
         self.register_buffer("right", seen.right.float())
 
     def perturb(self, x_0: Any, t: Tensor, generator: Any = None) -> Noised:  # noqa: ANN401
         return Noised(x_0, None)
 
-    def forward(self, x_t: Any, t: Tensor, cond: Any) -> Tensor:  # noqa: ANN401
-        """(P,) logits of all poses."""
+    def logits(self) -> Tensor:
+        """(P,) of all poses."""
         return self.model.logits(self.evidence)
 
-    def total(self) -> Tensor:
-        """() what is minimised."""
-        return torch.cat(list(self._parts(self.model.logits(self.evidence)).values())).sum()
+    def forward(self, x_t: Any, t: Tensor, cond: Any) -> Tensor:  # noqa: ANN401
+        return self.logits()
+
+    def total(self, logits: Tensor) -> Tensor:
+        """(1,) what is minimised."""
+        return torch.stack(list(self._parts(logits).values())).sum(0)
 
     def loss(self, prediction: Tensor, noised: Noised, x_0: Any, t: Tensor) -> Tensor:  # noqa: ANN401
-        parts = self._parts(prediction)
-        return parts["pose"] + parts["ridge"]
+        return self.total(prediction)
 
     def parts(
         self,

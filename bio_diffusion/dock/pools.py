@@ -45,6 +45,8 @@ __all__ = ["complex_flags", "in_order", "known_site", "main"]
 logger = logging.getLogger(__name__)
 
 _PADDING, _EDGE = 4.0, 15.0  # Å
+_OF_COMPLEX = ("id", "split", "cluster", "cpu_s", "network")
+_OF_POSE = ("rmsd", "energy", "fitted", "loss", "preference", "score", "failed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,10 +94,7 @@ def _run(args: argparse.Namespace, rows: dict[str, dict[str, str]]) -> int:
     from .pipeline import Docker
     from .settings import Settings
 
-    done: set[str] = set()
-    if args.out.exists():
-        with args.out.open(newline="") as file:
-            done = {row["id"] for row in csv.DictReader(file)}
+    done = _ids_of(args.out) if args.out.exists() else set()
     settings = asdict(Settings.of(compose("dock", args.words)))
     docker, failed = Docker.load(args.checkpoint, **settings), 0
     for key in in_order(rows, args.sample):
@@ -173,9 +172,31 @@ def pool_rows(docker: object, folder: Path) -> list[dict[str, str]]:
     ]
 
 
+def _ids_of(path: Path) -> set[str]:
+    """The complexes that a table holds.
+
+    Raises:
+        InputError: its columns are not those that this version writes.
+    """
+    with path.open(newline="") as file:
+        table = csv.DictReader(file)
+        if list(table.fieldnames or ()) != _columns():
+            raise InputError(
+                "columns",
+                f"{path}: holds other columns than this version writes; name a new file with --out",
+            )
+        return {row["id"] for row in table}
+
+
+def _columns() -> list[str]:
+    from .pool import EVIDENCE
+
+    return [*_OF_COMPLEX, *_OF_POSE, *EVIDENCE]
+
+
 def _append(path: Path, rows: list[dict[str, str]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(), lineterminator="\n")
     if not path.exists():
         writer.writeheader()
     writer.writerows(rows)

@@ -9,8 +9,9 @@ taken by a copy, with a head, that is trained to choose:
     loss = - log sum_{right p} softmax_p(f(x_p) - s E(x_p))
 
 over poses of one complex, with the energy E beside it, so that f learns what the energy does not
-say. The network has seen the crystal poses of its own training complexes, where f is therefore too
-sure; what a unit of f is worth beside the energy is set on held-out complexes (`Settings`).
+say. The network has seen the crystal poses of its own training complexes, where f is too sure even
+though receptors are shaken in training (`ranker_fit`); what a unit of f is worth beside the energy
+is set on held-out complexes (`Settings`).
 
 Legend: B poses, N ligand atoms; Å, kcal/mol; f is in nats.
 

@@ -63,6 +63,9 @@ class RankerFit:
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         seed: order of the data, and which poses are seen.
+
+    Raises:
+        InputError: a set cannot be used, or `shake` is negative.
     """
 
     kind = KIND
@@ -82,6 +85,8 @@ class RankerFit:
         weight_decay: float = 0.01,
         seed: int = 0,
     ) -> None:
+        if shake < 0:
+            raise InputError("setting", f"shake is {shake:g}; it must be 0 Å or more")
         path = checkpoints.find(model, "dock")
         network, loaded = load_model(path, device)
         self.device, self.poses, self.shake, self.seed = device, poses, shake, seed

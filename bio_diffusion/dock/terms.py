@@ -27,7 +27,16 @@ from torch import Tensor
 
 from bio_diffusion.dock.physics import ATOM_KINDS, CUTOFF
 
-__all__ = ["fitted_energy", "pair_terms", "torsion_strain"]
+__all__ = [
+    "KINDS",
+    "METAL",
+    "PAIRWISE",
+    "fitted_energy",
+    "pair_sums",
+    "pair_terms",
+    "ramp",
+    "torsion_strain",
+]
 
 PAIRWISE = {
     "exp(-(d / 0.5)^2)": 0.0427,
@@ -52,8 +61,8 @@ INTER, INTRA = -0.727, -0.705  # of Vina's energies
 STRAIN, WORST = -0.0103, -0.00588  # of `torsion_strain`
 SCALE = -0.56  # kcal/mol a nat
 
-_KINDS = torch.tensor([[float(x) for x in kind] for kind in ATOM_KINDS.values()])
-_METAL = torch.tensor([name == "metal" for name in ATOM_KINDS]).float()
+KINDS = torch.tensor([[float(x) for x in kind] for kind in ATOM_KINDS.values()])
+METAL = torch.tensor([name == "metal" for name in ATOM_KINDS]).float()
 # Vinardo's radii, where they differ from those it shares with Vina.
 _VINARDO = {"C_H": 2.0, "C_P": 2.0, "N_P": 1.7, "N_D": 1.7, "N_A": 1.7, "N_DA": 1.7, "O_A": 1.6,
             "O_DA": 1.6, "Br": 2.0, "metal": 1.2}  # fmt: skip
@@ -108,9 +117,9 @@ def pair_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
         a, b: (E,) long, kinds of the ligand's and the receptor's atom.
         r: (E,) between them.
     """
-    d, v = r - _KINDS[a, 0] - _KINDS[b, 0], r - _RADII[a] - _RADII[b]
-    (greasy, donor, acceptor), others = _KINDS[a, 1:].unbind(1), _KINDS[b, 1:].unbind(1)
-    both_greasy, metal = greasy * others[0], _METAL[b]
+    d, v = r - KINDS[a, 0] - KINDS[b, 0], r - _RADII[a] - _RADII[b]
+    (greasy, donor, acceptor), others = KINDS[a, 1:].unbind(1), KINDS[b, 1:].unbind(1)
+    both_greasy, metal = greasy * others[0], METAL[b]
     bridge = torch.maximum(donor * others[2], acceptor * others[1])
     bond = bridge * (1 - metal)
     polar, polar_b = torch.maximum(donor, acceptor), torch.maximum(others[1], others[2])

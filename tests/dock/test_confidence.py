@@ -261,7 +261,7 @@ def test_the_shipped_model_belongs_to_the_shipped_network():
     assert Docker.load().confidence is not None
 
 
-def test_pools_are_made_and_a_stopped_run_goes_on(tmp_path):
+def test_pools_are_made_and_a_stopped_run_goes_on(tmp_path, capsys):
     folder = tmp_path / "data"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
@@ -278,6 +278,10 @@ def test_pools_are_made_and_a_stopped_run_goes_on(tmp_path):
     assert found["val"].ids == ("a",) and found["val"].clusters == ("7",)
     (folder / "b" / "ligand.sdf").unlink()
     assert pools_command.main(words) == 3 and (tmp_path / "pools.csv").read_text() == text
+    (tmp_path / "pools.csv").write_text(text.replace("support", "share", 1))  # of another version
+    assert pools_command.main(words) == 2
+    assert "pools.csv: holds other columns" in capsys.readouterr().err
+    (tmp_path / "pools.csv").write_text(text)
     assert pools_command.main([*words, "--manifest", "no.csv"]) == 2
     assert pools_command.main([*words, "stops=3"]) == 2
     assert pools_command.main([*words, "--part", "moon"]) == 2

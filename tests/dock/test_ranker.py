@@ -94,6 +94,11 @@ def test_training_shakes_the_pocket_and_not_the_poses(poses):
     assert torch.equal(shaken.crystal, example.crystal)
 
 
+def test_a_negative_shake_is_refused(poses):
+    with pytest.raises(InputError, match="shake is -1"):
+        RankerFit(torch.device("cpu"), "dock", str(poses), str(poses), shake=-1.0)
+
+
 def test_a_second_set_joins_the_first(poses):
     once = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses))
     both = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses), more=str(poses))
