@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from bio_diffusion.dock.graph import LigandGraph, ReceptorGraph, residue_positio
 from bio_diffusion.dock.pose import Pose, TorsionTree
 from bio_diffusion.files import InputError
 
-__all__ = ["CompactSet", "Example", "PoseBatches", "crop_radius", "write_compact"]
+__all__ = [
+    "CompactSet",
+    "Example",
+    "PoseBatches",
+    "check_shake",
+    "crop_radius",
+    "shaken",
+    "write_compact",
+]
 
 FORMAT = 1
 _STEP = 0.01  # Å
@@ -218,6 +226,32 @@ def crop_radius(coords: Tensor) -> float:
     return min(max(reach + 9.0, 12.0), 20.0)
 
 
+def check_shake(amplitude: float) -> None:
+    """Raises `InputError` where `shaken` cannot use it."""
+    if amplitude < 0:
+        raise InputError("setting", f"shake is {amplitude:g}; it must be 0 Å or more")
+
+
+def shaken(example: Example, amplitude: float, generator: np.random.Generator) -> Example:
+    """The example with its receptor's atoms moved at random, the ligand's not.
+
+    What stands in a crystal fits its own ligand so closely that a network which sees it over and
+    over learns the complexes by heart.
+
+    Args:
+        amplitude: standard deviation in Å, an axis, of the atoms; residues move as a whole by half
+            of it beside. 0 draws nothing.
+    """
+    if not amplitude:
+        return example
+    pocket = example.receptor
+    whole = torch.from_numpy(generator.normal(0, amplitude / 2, pocket.residue_coords.shape))
+    each = torch.from_numpy(generator.normal(0, amplitude, pocket.coords.shape))
+    coords = pocket.coords + (whole[pocket.residue] + each).float()
+    residues = pocket.residue_coords + whole.float()
+    return replace(example, receptor=replace(pocket, coords=coords, residue_coords=residues))
+
+
 @dataclass(frozen=True)
 class PoseBatches:
     """Endless training batches: one complex a batch, its pocket, and B copies of its pose.
@@ -231,12 +265,14 @@ class PoseBatches:
         poses: B, poses of one complex in a batch; they get different noise.
         seed: order, pockets and conformers.
         jitter: Å.
+        shake: Å, see `shaken`.
     """
 
     examples: Sequence[Example]
     poses: int = 8
     seed: int = 0
     jitter: float = 2.0
+    shake: float = 0.0
 
     def batches(
         self, start: int = 0, rank: int = 0, world: int = 1
@@ -260,6 +296,7 @@ class PoseBatches:
         conformer = example.conformers[int(generator.integers(len(example.conformers)))]
         offset = torch.from_numpy(generator.normal(0, self.jitter, 3)).float()
         radius = crop_radius(conformer) + float(generator.uniform(-1, 1))
-        pocket, _ = example.receptor.crop(conformer.mean(0) + offset, radius)
+        receptor = shaken(example, self.shake, generator).receptor
+        pocket, _ = receptor.crop(conformer.mean(0) + offset, radius)
         pose = Pose(conformer[None], example.ligand.tree).repeat(self.poses)
         return pose, (pocket, example.ligand)

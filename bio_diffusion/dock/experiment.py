@@ -7,7 +7,8 @@ together; `prior.PointerPriorFit` fits the latents' prior to a frozen one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion import files
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, usage
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
-from bio_diffusion.dock.dataset import CompactSet, PoseBatches
+from bio_diffusion.dock.dataset import CompactSet, Example, PoseBatches, check_shake
 from bio_diffusion.dock.graph import RESIDUE_TYPES, LigandGraph, ReceptorGraph
 from bio_diffusion.dock.latents import PointerEncoder, PointerPrior
 from bio_diffusion.dock.layers import Size
@@ -102,6 +104,10 @@ class Docking:
         device: where to train.
         train: what to learn from, a compact set or a folder of complexes (see `open_set`).
         val: what to evaluate on.
+        begin: a docking model of this size whose weights to start from, by file or name of a
+            shipped one; None starts anew. A prior in it is left out: it is fitted afterwards.
+        more: a second set to learn from, if any.
+        shake: Å by which receptors' atoms are moved in training, see `dataset.shaken`.
         poses: B, noised poses of one complex in a batch.
         lr: learning rate of AdamW.
         size: arguments of `Size`.
@@ -118,6 +124,9 @@ class Docking:
         device: torch.device,
         train: str = "dock_train.safetensors",
         val: str = "dock_val.safetensors",
+        begin: str | None = None,
+        more: str | None = None,
+        shake: float = 0.0,
         poses: int = 8,
         lr: float = 1e-3,
         size: Mapping[str, int] | None = None,
@@ -127,14 +136,21 @@ class Docking:
         seed: int = 0,
     ) -> None:
         self.device = device
-        self.model = DockingModel(Size(**(size or {}))).to(device)
+        check_shake(shake)
+        self.model = DockingModel(Size(**(size or {})))
+        if begin is not None:
+            _start(self.model, begin)
+        self.model.to(device)
         self.module: nn.Module = self.model
         self.process = self.model.process
         self.denoiser = self.model.score
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=lr, weight_decay=0.01)
         self.quantile = torch.sqrt  # Beta(2, 1): more often at high noise
         self.tau, self.hard, self.hide = tau, hard, hide
-        self._train = PoseBatches(open_set(train, "train"), poses, seed)
+        examples: Sequence[Example] = open_set(train, "train")
+        if more is not None:
+            examples = [*examples, *open_set(more, "train")]
+        self._train = PoseBatches(examples, poses, seed, shake=shake)
         self._val = PoseBatches(open_set(val, "val"), poses, seed)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[tuple[Pose, Pocket]]:
@@ -219,6 +235,13 @@ class Docking:
         yield "oracle", given.with_latents(Latents(z, shown))
         yield "shuffled", given.with_latents(Latents(shuffled, shown))
         yield "null", given.with_latents(Latents(z, ~shown))
+
+
+def _start(model: DockingModel, begin: str) -> None:
+    """Puts the weights of a trained model, all but a prior's, into one."""
+    loaded = checkpoints.load(checkpoints.find(begin, "dock"), "dock")
+    weights = {k: v for k, v in loaded.best.items() if not k.startswith("prior.")}
+    replace(loaded, weights=weights, ema=None).into(model)
 
 
 def _numpy_generator(number: int) -> Any:  # noqa: ANN401 - numpy.random.Generator

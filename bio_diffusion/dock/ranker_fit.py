@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion.process import Noised
-from bio_diffusion.dock.dataset import CompactSet, Example, crop_radius
+from bio_diffusion.dock.dataset import CompactSet, Example, check_shake, crop_radius, shaken
 from bio_diffusion.dock.network import load_model
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.ranker import KIND, PoseRanker
@@ -58,8 +57,7 @@ class RankerFit:
         val: the same of held-out complexes.
         more: a second set to train on, if any.
         poses: B, at most.
-        shake: standard deviation in Å, an axis, by which the pocket's atoms are moved in training;
-            their residues, as a whole, by half of it.
+        shake: Å by which the pocket's atoms are moved in training, see `dataset.shaken`.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         seed: order of the data, and which poses are seen.
@@ -85,8 +83,7 @@ class RankerFit:
         weight_decay: float = 0.01,
         seed: int = 0,
     ) -> None:
-        if shake < 0:
-            raise InputError("setting", f"shake is {shake:g}; it must be 0 Å or more")
+        check_shake(shake)
         path = checkpoints.find(model, "dock")
         network, loaded = load_model(path, device)
         self.device, self.poses, self.shake, self.seed = device, poses, shake, seed
@@ -109,7 +106,7 @@ class RankerFit:
             generator = np.random.default_rng((self.seed, turn, place, 1))
             example = self._train[int(order[place])]
             chosen, offset = self._drawn(example, generator)
-            yield self._candidates(self._shaken(example, generator), chosen, offset)
+            yield self._candidates(shaken(example, self.shake, generator), chosen, offset)
 
     def _drawn(self, example: Example, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Numbers of the poses seen, and how far off the pocket's centre is."""
@@ -119,15 +116,6 @@ class RankerFit:
         rest = generator.choice(wrong, min(len(wrong), self.poses - len(few)), replace=False)
         offset = torch.from_numpy(generator.normal(0, _JITTER, 3)).float()
         return torch.from_numpy(np.concatenate([few, rest])), offset
-
-    def _shaken(self, example: Example, generator: np.random.Generator) -> Example:
-        """The example with the atoms of its receptor moved at random."""
-        pocket = example.receptor
-        whole = torch.from_numpy(generator.normal(0, self.shake / 2, pocket.residue_coords.shape))
-        each = torch.from_numpy(generator.normal(0, self.shake, pocket.coords.shape))
-        coords = pocket.coords + (whole[pocket.residue] + each).float()
-        residues = pocket.residue_coords + whole.float()
-        return replace(example, receptor=replace(pocket, coords=coords, residue_coords=residues))
 
     def _candidates(
         self, example: Example, chosen: Tensor, offset: Tensor

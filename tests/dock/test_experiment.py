@@ -19,6 +19,7 @@ from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.prepare import rotatable_bonds
 from bio_diffusion.dock.prior import PointerPriorFit
 from bio_diffusion.dock.trunk import Complex
+from bio_diffusion.files import InputError
 from tests.dock import networks
 
 SIZE = asdict(replace(networks.SIZE, latents=2))
@@ -154,6 +155,38 @@ def test_prior_needs_a_model_with_latents_of_its_size(data: Path, tmp_path: Path
         PointerPriorFit(CPU, str(path), str(data), str(data), SIZE)
     with pytest.raises(ConfigError, match="no latents"):
         PointerPriorFit(CPU, str(path), str(data), str(data), plain)
+
+
+def test_a_run_begins_with_a_trained_models_weights_but_its_prior(
+    trained: tuple[Docking, list[float]], data: Path, tmp_path: Path
+) -> None:
+    experiment, _ = trained
+    weights = experiment.module.state_dict()
+    config = {"experiment": {"size": SIZE}}
+    prior = {"prior.x": torch.zeros(1)}
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, checkpoint.Checkpoint("dock", config, weights | prior))
+    begun = Docking(CPU, str(data), str(data), begin=str(path), size=SIZE)
+    assert all(torch.equal(x, weights[name]) for name, x in begun.module.state_dict().items())
+    with pytest.raises(checkpoint.CheckpointError, match=r"shape .* in the model"):
+        Docking(CPU, str(data), str(data), begin=str(path), size=SIZE | {"hidden": 3})
+
+
+def test_a_second_set_and_shaken_receptors_are_learned_from(data: Path) -> None:
+    plain = Docking(CPU, str(data), str(data), size=SIZE)
+    made = Docking(CPU, str(data), str(data), more=str(data), shake=0.3, size=SIZE)
+    assert len(made._train.examples) == 2 * len(plain._train.examples)
+    example = plain._train.examples[0]
+    draws = [
+        experiment._train.pocket(example, np.random.default_rng(0)) for experiment in (plain, made)
+    ]
+    (still, (own, _)), (_, (other, _)) = draws
+    assert torch.equal(still.coords, draws[1][0].coords)
+    assert float((own.residue_coords.mean(0) - other.residue_coords.mean(0)).norm()) > 0
+    evaluated = [e._val.pocket(example, np.random.default_rng(0))[1][0] for e in (plain, made)]
+    assert torch.equal(evaluated[0].coords, evaluated[1].coords)  # held-out ones stand still
+    with pytest.raises(InputError, match="shake is -1"):
+        Docking(CPU, str(data), str(data), shake=-1.0, size=SIZE)
 
 
 def test_missing_data_names_the_places() -> None:

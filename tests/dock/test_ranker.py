@@ -9,7 +9,7 @@ import torch
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError, save
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.dock import decoys as decoys_command
-from bio_diffusion.dock.dataset import CompactSet
+from bio_diffusion.dock.dataset import CompactSet, shaken
 from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.network import load_model
 from bio_diffusion.dock.pipeline import Docker
@@ -80,18 +80,17 @@ def test_it_learns_to_choose_and_leaves_the_network_as_it_is(trained):
 
 
 def test_training_shakes_the_pocket_and_not_the_poses(poses):
-    made = RankerFit(torch.device("cpu"), "dock", str(poses), str(poses), shake=0.4)
     (example,) = CompactSet(poses)
-    shaken = made._shaken(example, np.random.default_rng(0))
-    moved = shaken.receptor.coords - example.receptor.coords
+    other = shaken(example, 0.4, np.random.default_rng(0))
+    moved = other.receptor.coords - example.receptor.coords
     assert float(moved.std()) == pytest.approx((0.4**2 + 0.2**2) ** 0.5, rel=0.1)
-    residues = shaken.receptor.residue_coords - example.receptor.residue_coords
+    residues = other.receptor.residue_coords - example.receptor.residue_coords
     assert float(residues.std()) == pytest.approx(0.2, rel=0.2)
     # atoms of a residue move with it: what is left is each atom's own
     own = moved - residues[example.receptor.residue]
     assert float(own.std()) == pytest.approx(0.4, rel=0.1)
-    assert torch.equal(shaken.conformers, example.conformers)
-    assert torch.equal(shaken.crystal, example.crystal)
+    assert torch.equal(other.conformers, example.conformers)
+    assert torch.equal(other.crystal, example.crystal)
 
 
 def test_a_negative_shake_is_refused(poses):
