@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ __all__ = [
     "PoseBatches",
     "check_shake",
     "crop_radius",
-    "shaken",
     "write_compact",
 ]
 
@@ -227,29 +226,9 @@ def crop_radius(coords: Tensor) -> float:
 
 
 def check_shake(amplitude: float) -> None:
-    """Raises `InputError` where `shaken` cannot use it."""
+    """Raises `InputError` where `ReceptorGraph.shaken` cannot use it."""
     if amplitude < 0:
         raise InputError("setting", f"shake is {amplitude:g}; it must be 0 Å or more")
-
-
-def shaken(example: Example, amplitude: float, generator: np.random.Generator) -> Example:
-    """The example with its receptor's atoms moved at random, the ligand's not.
-
-    What stands in a crystal fits its own ligand so closely that a network which sees it over and
-    over learns the complexes by heart.
-
-    Args:
-        amplitude: standard deviation in Å, an axis, of the atoms; residues move as a whole by half
-            of it beside. 0 draws nothing.
-    """
-    if not amplitude:
-        return example
-    pocket = example.receptor
-    whole = torch.from_numpy(generator.normal(0, amplitude / 2, pocket.residue_coords.shape))
-    each = torch.from_numpy(generator.normal(0, amplitude, pocket.coords.shape))
-    coords = pocket.coords + (whole[pocket.residue] + each).float()
-    residues = pocket.residue_coords + whole.float()
-    return replace(example, receptor=replace(pocket, coords=coords, residue_coords=residues))
 
 
 @dataclass(frozen=True)
@@ -265,7 +244,7 @@ class PoseBatches:
         poses: B, poses of one complex in a batch; they get different noise.
         seed: order, pockets and conformers.
         jitter: Å.
-        shake: Å, see `shaken`.
+        shake: Å, see `ReceptorGraph.shaken`; 0 leaves receptors as they are.
     """
 
     examples: Sequence[Example]
@@ -296,7 +275,9 @@ class PoseBatches:
         conformer = example.conformers[int(generator.integers(len(example.conformers)))]
         offset = torch.from_numpy(generator.normal(0, self.jitter, 3)).float()
         radius = crop_radius(conformer) + float(generator.uniform(-1, 1))
-        receptor = shaken(example, self.shake, generator).receptor
+        receptor = example.receptor
+        if self.shake:
+            receptor = receptor.shaken(self.shake, generator)
         pocket, _ = receptor.crop(conformer.mean(0) + offset, radius)
         pose = Pose(conformer[None], example.ligand.tree).repeat(self.poses)
         return pose, (pocket, example.ligand)

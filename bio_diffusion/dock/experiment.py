@@ -107,7 +107,7 @@ class Docking:
         begin: a docking model of this size whose weights to start from, by file or name of a
             shipped one; None starts anew. A prior in it is left out: it is fitted afterwards.
         more: a second set to learn from, if any.
-        shake: Å by which receptors' atoms are moved in training, see `dataset.shaken`.
+        shake: Å by which receptors' atoms are moved in training, see `ReceptorGraph.shaken`.
         poses: B, noised poses of one complex in a batch.
         lr: learning rate of AdamW.
         size: arguments of `Size`.

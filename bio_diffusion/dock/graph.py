@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,6 +135,25 @@ class ReceptorGraph(_OnDevice):
             residue_coords=self.residue_coords[kept],
         )
         return graph, kept.nonzero()[:, 0]
+
+    def shaken(self, amplitude: float, generator: np.random.Generator) -> ReceptorGraph:
+        """The receptor with its atoms moved at random.
+
+        What stands in a crystal fits its own ligand so closely that a network which sees it over
+        and over learns the complexes by heart.
+
+        Args:
+            amplitude: standard deviation in Å, an axis, of the atoms; residues move as a whole by
+                half of it beside.
+        """
+        whole = torch.from_numpy(generator.normal(0, amplitude / 2, self.residue_coords.shape))
+        each = torch.from_numpy(generator.normal(0, amplitude, self.coords.shape))
+        atoms = whole[self.residue.cpu()] + each
+        return replace(
+            self,
+            coords=self.coords + atoms.to(self.coords),
+            residue_coords=self.residue_coords + whole.to(self.coords),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion.diffusion.process import Noised
-from bio_diffusion.dock.dataset import CompactSet, Example, check_shake, crop_radius, shaken
+from bio_diffusion.dock.dataset import CompactSet, Example, check_shake, crop_radius
 from bio_diffusion.dock.network import load_model
 from bio_diffusion.dock.pose import Pose
 from bio_diffusion.dock.ranker import KIND, PoseRanker
@@ -57,7 +58,7 @@ class RankerFit:
         val: the same of held-out complexes.
         more: a second set to train on, if any.
         poses: B, at most.
-        shake: Å by which the pocket's atoms are moved in training, see `dataset.shaken`.
+        shake: Å by which the pocket's atoms are moved in training, see `ReceptorGraph.shaken`.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         seed: order of the data, and which poses are seen.
@@ -106,7 +107,8 @@ class RankerFit:
             generator = np.random.default_rng((self.seed, turn, place, 1))
             example = self._train[int(order[place])]
             chosen, offset = self._drawn(example, generator)
-            yield self._candidates(shaken(example, self.shake, generator), chosen, offset)
+            receptor = example.receptor.shaken(self.shake, generator)
+            yield self._candidates(replace(example, receptor=receptor), chosen, offset)
 
     def _drawn(self, example: Example, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Numbers of the poses seen, and how far off the pocket's centre is."""

@@ -9,7 +9,7 @@ import torch
 from bio_diffusion.checkpoint import Checkpoint, CheckpointError, save
 from bio_diffusion.diffusion.training import fit
 from bio_diffusion.dock import decoys as decoys_command
-from bio_diffusion.dock.dataset import CompactSet, shaken
+from bio_diffusion.dock.dataset import CompactSet
 from bio_diffusion.dock.layers import Size
 from bio_diffusion.dock.network import load_model
 from bio_diffusion.dock.pipeline import Docker
@@ -79,18 +79,18 @@ def test_it_learns_to_choose_and_leaves_the_network_as_it_is(trained):
     assert all(torch.equal(held[name], x) for name, x in network.score.state_dict().items())
 
 
-def test_training_shakes_the_pocket_and_not_the_poses(poses):
+def test_a_shaken_receptor_moves_by_residues_and_atoms(poses):
     (example,) = CompactSet(poses)
-    other = shaken(example, 0.4, np.random.default_rng(0))
-    moved = other.receptor.coords - example.receptor.coords
+    still = example.receptor
+    other = still.shaken(0.4, np.random.default_rng(0))
+    moved = other.coords - still.coords
     assert float(moved.std()) == pytest.approx((0.4**2 + 0.2**2) ** 0.5, rel=0.1)
-    residues = other.receptor.residue_coords - example.receptor.residue_coords
+    residues = other.residue_coords - still.residue_coords
     assert float(residues.std()) == pytest.approx(0.2, rel=0.2)
     # atoms of a residue move with it: what is left is each atom's own
-    own = moved - residues[example.receptor.residue]
+    own = moved - residues[still.residue]
     assert float(own.std()) == pytest.approx(0.4, rel=0.1)
-    assert torch.equal(other.conformers, example.conformers)
-    assert torch.equal(other.crystal, example.crystal)
+    assert torch.equal(other.atom_type, still.atom_type)
 
 
 def test_a_negative_shake_is_refused(poses):
