@@ -103,6 +103,7 @@ def ours(args: argparse.Namespace) -> int:
     from bio_diffusion.dock.atom_types import active_torsions, ligand_types
     from bio_diffusion.dock.complex import Ligand, Site, read_ligands
     from bio_diffusion.dock.featurize import ligand_graph
+    from bio_diffusion.dock.ligand import atom_orders
     from bio_diffusion.dock.pipeline import Docker
     from bio_diffusion.dock.pose import Pose
     from bio_diffusion.dock.search import minimize
@@ -129,6 +130,7 @@ def ours(args: argparse.Namespace) -> int:
                 torch.as_tensor(ligand_types(ligand.mol)),
                 coords,
                 active_torsions(ligand.mol),
+                torch.as_tensor(atom_orders(ligand.mol)),
             )
             vina = prepared.energy(receptor, site)
             found = minimize(Pose(coords, graph.tree), vina, docker.settings.refine)

@@ -13,6 +13,7 @@ from rdkit import Chem
 from scipy.spatial import cKDTree
 
 from .complex import Ligand, Receptor
+from .ligand import skeleton
 from .results import sd_record
 
 __all__ = ["Docked", "reference_pose"]
@@ -78,15 +79,8 @@ def _skeleton(mol: Chem.Mol) -> tuple[Chem.Mol, tuple[int, int, int]]:
     The latter are the numbers of heavy atoms, of bonds, and of hydrogens without those that charges
     account for, so that benzene is not taken for cyclohexane.
     """
-    plain = Chem.RWMol()
-    for atom in mol.GetAtoms():
-        bare = Chem.Atom(atom.GetAtomicNum())
-        bare.SetNoImplicit(True)
-        plain.AddAtom(bare)
-    for bond in mol.GetBonds():
-        plain.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
     hydrogens = sum(a.GetTotalNumHs() - a.GetFormalCharge() for a in mol.GetAtoms())
-    return plain.GetMol(), (mol.GetNumAtoms(), mol.GetNumBonds(), hydrogens)
+    return skeleton(mol), (mol.GetNumAtoms(), mol.GetNumBonds(), hydrogens)
 
 
 def _molblock(ligand: Ligand, coords: np.ndarray) -> str:

@@ -267,6 +267,29 @@ def _sanitised(mol: Chem.Mol, notes: list[str]) -> Chem.Mol:
     return trial
 
 
+def skeleton(mol: Chem.Mol) -> Chem.Mol:
+    """Elements and bonds of a molecule, without orders, charges, hydrogens and stereo."""
+    plain = Chem.RWMol()
+    for atom in mol.GetAtoms():
+        bare = Chem.Atom(atom.GetAtomicNum())
+        bare.SetNoImplicit(True)
+        plain.AddAtom(bare)
+    for bond in mol.GetBonds():
+        plain.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
+    return plain.GetMol()
+
+
+def atom_orders(mol: Chem.Mol, most: int = 32) -> np.ndarray:
+    """Orders of a molecule's atoms that give the same elements and bonds, (P, N) long.
+
+    The molecule's own comes first. There can be millions; after `most` they are left out.
+    """
+    plain = skeleton(mol)
+    found = plain.GetSubstructMatches(plain, uniquify=False, maxMatches=most)
+    own = tuple(range(mol.GetNumAtoms()))
+    return np.array([own, *(order for order in found if order != own)][:most])
+
+
 def in_space(mol: Chem.Mol) -> bool:
     """Whether the coordinates are a pose: finite, no drawing, no two heavy atoms in one place."""
     if not mol.GetNumConformers():

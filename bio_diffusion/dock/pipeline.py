@@ -274,7 +274,9 @@ class Docker:
             self._at(receptor, prepared, site, number, generator)
             for number, site in enumerate(sites, start=1)
         ]
-        pool = Pool.join(found).distinct(max(wanted.judged, wanted.num_poses), wanted.spread)
+        pool = Pool.join(found).distinct(
+            max(wanted.judged, wanted.num_poses), wanted.spread, prepared.same
+        )
         energy = pool.affinity(prepared.torsions)
         fitted = _fitted(receptor, prepared, pool)
         fitted += energy.mean() - fitted.mean()
@@ -296,7 +298,7 @@ class Docker:
             score.tolist(),
             failed,
             opinion,
-            evidence(pool, score, prepared.torsions),
+            evidence(pool, score, prepared.torsions, prepared.same),
         )
 
     def _judged(
@@ -352,7 +354,7 @@ class Docker:
             visited = anneal(pose, fast, generator, wanted.rounds, wanted.evaluations)
             # as many for few poses as for ten, so that fewer asked for are the first of more
             kept = max(2 * wanted.judged, 4 * wanted.num_poses)
-            pose = distinct(visited, kept, 0.5 * wanted.spread).pose
+            pose = distinct(visited, kept, 0.5 * wanted.spread, ligand.same).pose
             pose = minimize(pose, exact, wanted.refine).pose
         else:
             visited = Minimized(pose, exact.energy(pose.coords), 1)
@@ -362,7 +364,7 @@ class Docker:
             exact.inter(coords),
             exact.intra(coords),
             torch.full((len(coords),), number),
-            crowding(coords, visited),
+            crowding(coords, visited, ligand.same),
         )
 
 

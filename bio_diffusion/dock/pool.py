@@ -4,8 +4,9 @@ A pose is likelier right when it, and those near it, have better scores (energy,
 networks say) than the others, and when the best is no accident: when the search came down into its
 basin again and again. `crowding` counts that, `evidence` puts everything together.
 
-Shapes: B poses, N ligand atoms, V minima visited. Distances are
-RMSD in atom order, without superposition or symmetry, in Å; energies in kcal/mol.
+Shapes: B poses, N ligand atoms, V minima visited, P orders of the atoms that are alike
+(`ligand.atom_orders`). Distances are RMSD in Å without superposition, the least over these orders,
+so that a ring that is turned over counts as the same; energies in kcal/mol.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from bio_diffusion.dock.search import Minimized
+from bio_diffusion.dock.search import Minimized, gaps
 
 __all__ = ["EVIDENCE", "Pool", "crowding", "evidence"]
 
@@ -61,14 +62,17 @@ class Pool:
     def join(cls, pools: Sequence[Pool]) -> Pool:
         return cls(*(torch.cat([getattr(p, f.name) for p in pools]) for f in fields(cls)))
 
-    def distinct(self, count: int, apart: float) -> Pool:
-        """The lowest `count` poses of which no two are closer than `apart` Å, lowest first."""
+    def distinct(self, count: int, apart: float, same: Tensor) -> Pool:
+        """The lowest `count` poses of which no two are closer than `apart` Å, lowest first.
+
+        Args:
+            same: (P, N).
+        """
         kept: list[int] = []
         for i in (self.inter + self.intra).argsort(stable=True).tolist():
             if len(kept) == count:
                 break
-            gaps = (self.coords[kept] - self.coords[i]).square().sum(-1).mean(-1).sqrt()
-            if bool((gaps >= apart).all()):
+            if bool((gaps(self.coords[i], self.coords[kept], same) >= apart).all()):
                 kept.append(i)
         return Pool(*(getattr(self, f.name)[kept] for f in fields(self)))
 
@@ -80,29 +84,31 @@ class Pool:
         return (self.inter + self.intra - self.intra[:1]) / (1.0 + TORSION_WEIGHT * torsions)
 
 
-def crowding(coords: Tensor, visited: Minimized) -> Tensor:
+def crowding(coords: Tensor, visited: Minimized, same: Tensor) -> Tensor:
     """Log of the Boltzmann-weighted share of minima within 2 Å of each pose, (B,).
 
     Args:
         coords: (B, N, 3) poses at one site.
         visited: V minima of the search there, lowest first.
+        same: (P, N).
     """
     weight = ((visited.energy[:1] - visited.energy) / _TEMPERATURE).softmax(0)
     # one by one: all pairs at once would fill the memory
-    near = [weight[_rmsd(pose, visited.pose.coords) < _NEAR].sum() for pose in coords]
+    near = [weight[gaps(pose, visited.pose.coords, same) < _NEAR].sum() for pose in coords]
     return (torch.stack(near) + _FLOOR).log()
 
 
-def evidence(pool: Pool, score: Tensor, torsions: float) -> Tensor:
+def evidence(pool: Pool, score: Tensor, torsions: float, same: Tensor) -> Tensor:
     """What a confidence model sees of each pose, (B, len(EVIDENCE)).
 
     Args:
         pool: B poses.
         score: (B,) by which they rank without a confidence model.
         torsions: Vina's count of active torsions.
+        same: (P, N).
     """
     share = (-_SHARPNESS * score).softmax(0)
-    apart = torch.stack([_rmsd(pose, pool.coords) for pose in pool.coords])
+    apart = torch.stack([gaps(pose, pool.coords, same) for pose in pool.coords])
     support = (torch.sigmoid((_NEAR - apart) / _BLUR) @ share).log().clamp(min=_NEVER)
     columns = [
         support,
@@ -110,8 +116,3 @@ def evidence(pool: Pool, score: Tensor, torsions: float) -> Tensor:
         torch.full_like(support, torsions),
     ]
     return torch.stack(columns, 1)
-
-
-def _rmsd(pose: Tensor, others: Tensor) -> Tensor:
-    """(N, 3), (K, N, 3) -> (K,)."""
-    return (others - pose).square().sum(-1).mean(-1).sqrt()

@@ -25,7 +25,7 @@ from bio_diffusion.dock.compiled import apply, kernels_for
 from bio_diffusion.dock.physics import Vina
 from bio_diffusion.dock.pose import Pose, TorsionTree, rotation_matrix
 
-__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "minimize", "random_poses"]
+__all__ = ["Kinematics", "Minimized", "anneal", "distinct", "gaps", "minimize", "random_poses"]
 
 _ARMIJO = 1e-4
 _STIFFNESS = 1.0  # kcal/mol/Å^2 an atom: scales the first step only
@@ -320,14 +320,28 @@ def anneal(
     )
 
 
-def distinct(found: Minimized, count: int, apart: float = 1.0) -> Minimized:
-    """The lowest poses of which no two are closer than `apart` Å (RMSD over atoms in order)."""
+def gaps(pose: Tensor, others: Tensor, same: Tensor | None = None) -> Tensor:
+    """RMSD of a pose (N, 3) to others (K, N, 3), without superposition: (K,) Å.
+
+    Args:
+        same: (P, N) long, orders of the atoms that are alike (`ligand.atom_orders`): the least over
+            these counts. None: the order as it is.
+    """
+    renamed = pose[None] if same is None else pose[same]
+    flat = renamed.flatten(1), others.flatten(1)
+    apart = torch.cdist(*flat, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.amin(0) / math.sqrt(len(pose))
+
+
+def distinct(
+    found: Minimized, count: int, apart: float = 1.0, same: Tensor | None = None
+) -> Minimized:
+    """The lowest poses of which no two are closer than `apart` Å, see `gaps`."""
     coords, left = found.pose.coords, found.energy.argsort()
     kept: list[Tensor] = []
     while len(left) and len(kept) < count:
         lowest, left = left[0], left[1:]
         kept.append(lowest)
-        gap = (coords[left] - coords[lowest]).square().sum(-1).mean(-1)
-        left = left[gap >= apart**2]
+        left = left[gaps(coords[lowest], coords[left], same) >= apart]
     index = torch.stack(kept)
     return Minimized(found.pose[index], found.energy[index], found.evaluations)

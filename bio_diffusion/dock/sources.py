@@ -22,6 +22,7 @@ from .complex import Ligand, Receptor, Site
 from .conformer import conformers
 from .featurize import ligand_graph, receptor_graph
 from .graph import LigandGraph, ReceptorGraph
+from .ligand import atom_orders
 from .maps import SiteMaps
 from .physics import Vina
 from .pose import Pose
@@ -96,6 +97,7 @@ class PreparedLigand:
         types: (N,) long, kinds of the energy function.
         conformers: (K, N, 3) Å.
         torsions: Vina's count of active torsions.
+        same: (P, N) long, orders of the atoms that are alike (`ligand.atom_orders`).
     """
 
     ligand: Ligand
@@ -103,6 +105,7 @@ class PreparedLigand:
     types: Tensor
     conformers: Tensor
     torsions: float
+    same: Tensor
 
     @classmethod
     def of(cls, ligand: Ligand, count: int, seed: int) -> PreparedLigand:
@@ -113,6 +116,7 @@ class PreparedLigand:
             types=torch.as_tensor(ligand_types(ligand.mol)),
             conformers=torch.as_tensor(conformers(ligand.mol, count, seed)),
             torsions=active_torsions(ligand.mol),
+            same=torch.as_tensor(atom_orders(ligand.mol)),
         )
 
     def energy(self, receptor: PreparedReceptor, site: Site) -> Vina:

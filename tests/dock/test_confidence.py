@@ -54,6 +54,9 @@ def model(seed=0):
     return made
 
 
+SAME = torch.arange(5)[None]  # no two atoms are alike
+
+
 def a_pool(count=6, atoms=5, seed=0):
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=rng)  # noqa: E731
@@ -62,13 +65,13 @@ def a_pool(count=6, atoms=5, seed=0):
 
 def crowd_of(coords, minima, low):
     tree = TorsionTree.from_bonds(torch.tensor([[0, 1]]), torch.ones(1, dtype=torch.bool), 5)
-    return crowding(coords, Minimized(Pose(minima, tree), low, 1))
+    return crowding(coords, Minimized(Pose(minima, tree), low, 1), SAME)
 
 
 def evidence_of(coords, minima, low, score):
     crowd = crowd_of(coords, minima, low)
     pool = Pool(coords, score, score, torch.ones(len(coords)).long(), crowd)
-    return evidence(pool, score, 2.0)
+    return evidence(pool, score, 2.0, SAME)
 
 
 def test_evidence_is_the_same_wherever_the_complex_lies_and_however_poses_are_ordered():
@@ -94,6 +97,19 @@ def test_a_pose_is_supported_by_its_own_share_and_by_those_near_it():
     coords[1] = coords[0] + 0.1
     near = evidence_of(coords, minima, low, score)[:2, SUPPORT].exp()
     torch.testing.assert_close(near, shares[:2].sum().expand(2), rtol=0.05, atol=0)
+
+
+def test_a_pose_turned_over_by_symmetry_supports_and_is_no_other():
+    coords, _, _, score = a_pool()
+    same = torch.tensor([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])
+    coords[1] = coords[0].flip(0) + 0.1
+    pool = Pool(coords, score, score, torch.ones(6).long(), torch.zeros(6))
+    told = evidence(pool, score, 2.0, same)[:2, SUPPORT].exp()
+    shares = (-1.3 * score).softmax(0)
+    torch.testing.assert_close(told, shares[:2].sum().expand(2), rtol=0.05, atol=0)
+    assert len(pool.distinct(6, 1.0, SAME).coords) == 6
+    left = pool.distinct(6, 1.0, same)
+    assert len(left.coords) == 5 and float(left.inter.min()) == float(score.min())
 
 
 def test_a_pose_among_low_minima_is_crowded_and_the_best_one_speaks_for_the_pool():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
@@ -14,6 +15,7 @@ from scipy.stats import binomtest
 from spyrmsd.rmsd import symmrmsd
 
 from bio_diffusion.dock import metrics
+from bio_diffusion.dock.ligand import atom_orders
 from bio_diffusion.dock.metrics import (
     centroid_distance,
     mcnemar,
@@ -24,6 +26,7 @@ from bio_diffusion.dock.metrics import (
     symmetry,
     wilson,
 )
+from bio_diffusion.dock.search import gaps
 
 LIGANDS = {
     "CCO": 1,
@@ -140,3 +143,25 @@ def test_success_counts_ranks_failures_and_validity():
     assert successes(rmsds, top=2).tolist() == [True, True, False, False]
     assert successes(rmsds, top=2, valid=valid).tolist() == [False, True, False, False]
     assert success_rate(rmsds, top=2).share == 0.5
+
+
+@pytest.mark.parametrize(("smiles", "orders"), LIGANDS.items(), ids=range(len(LIGANDS)))
+def test_orders_of_atoms_that_are_alike_are_the_symmetries_up_to_some(
+    smiles: str, orders: int
+) -> None:
+    mol = Chem.MolFromSmiles(smiles)
+    found = atom_orders(mol)
+    assert len(found) == min(orders, 32)
+    assert found[0].tolist() == list(range(mol.GetNumAtoms()))
+    known = set(map(tuple, symmetry(mol).permutations.tolist()))
+    assert set(map(tuple, found.tolist())) <= known
+
+
+def test_gaps_between_poses_are_the_symmetric_rmsd() -> None:
+    mol = Chem.MolFromSmiles("CC(C)c1ccc(C(=O)[O-])cc1")
+    poses = torch.randn(9, mol.GetNumAtoms(), 3, generator=torch.Generator().manual_seed(0)) + 40
+    same = torch.as_tensor(atom_orders(mol))
+    expected = symmetric_rmsd(poses.numpy(), poses[0].numpy(), mol)
+    np.testing.assert_allclose(gaps(poses[0], poses, same), expected, atol=1e-5)
+    plain = (poses - poses[0]).square().sum(-1).mean(-1).sqrt()
+    torch.testing.assert_close(gaps(poses[0], poses), plain)
