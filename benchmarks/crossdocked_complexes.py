@@ -110,14 +110,17 @@ def main() -> None:
         for key in keys:
             others = [k for k in keys if rows[k]["pdb"] != rows[key]["pdb"]]
             others.sort(key=lambda k: hashlib.sha256(f"{key}:{k}".encode()).hexdigest())
-            count = 0
+            taken: set[str] = set()  # entries that have it by now
             for other in others[: args.tries]:
+                if len(taken) == args.receptors:
+                    break
+                entry = rows[other]["pdb"]
                 own, theirs = read(args.data / key), read(args.data / other)
-                pose = laid(own, theirs, aligner) if count < args.receptors else None
+                pose = None if entry in taken else laid(own, theirs, aligner)
                 if pose is None:
                     continue
-                count += 1
-                name = f"{key}_in_{rows[other]['pdb']}"
+                taken.add(entry)
+                name = f"{key}_in_{entry}"
                 folder = args.out / name
                 folder.mkdir(parents=True)
                 os.symlink((args.data / other / "protein.pdb").resolve(), folder / "protein.pdb")
