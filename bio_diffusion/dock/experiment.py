@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from bio_diffusion import checkpoint as checkpoints
 from bio_diffusion import files
+from bio_diffusion.config import ConfigError
 from bio_diffusion.diffusion.latents import Latents, gumbel_softmax, usage
 from bio_diffusion.diffusion.product import R3, SO3, ProductDiffusion, Torus
 from bio_diffusion.diffusion.training import keyed_generator, stratified_times
@@ -104,7 +105,7 @@ class Docking:
         device: where to train.
         train: what to learn from, a compact set or a folder of complexes (see `open_set`).
         val: what to evaluate on.
-        begin: a docking model of this size whose weights to start from, by file or name of a
+        begin: a docking model of the same size whose weights to start from, by file or name of a
             shipped one; None starts anew. A prior in it is left out: it is fitted afterwards.
         more: a second set to learn from, if any.
         shake: Å by which receptors' atoms are moved in training, see `ReceptorGraph.shaken`.
@@ -115,6 +116,11 @@ class Docking:
         hard: straight-through latents (one-hot forward) instead of soft ones.
         hide: share of poses whose latents are hidden in training.
         seed: order of the data.
+
+    Raises:
+        CheckpointError: there is no such model as `begin`, or it is damaged.
+        InputError: a set cannot be used, or `shake` is negative.
+        ConfigError: `begin` has another size.
     """
 
     kind = "dock"
@@ -240,6 +246,8 @@ class Docking:
 def _start(model: DockingModel, begin: str) -> None:
     """Puts the weights of a trained model, all but a prior's, into one."""
     loaded = checkpoints.load(checkpoints.find(begin, "dock"), "dock")
+    if Size(**loaded.config["experiment"]["size"]) != model.score.size:
+        raise ConfigError(f"experiment.size differs from that of {begin}: give the same widths")
     weights = {k: v for k, v in loaded.best.items() if not k.startswith("prior.")}
     replace(loaded, weights=weights, ema=None).into(model)
 

@@ -168,7 +168,7 @@ def test_a_run_begins_with_a_trained_models_weights_but_its_prior(
     checkpoint.save(path, checkpoint.Checkpoint("dock", config, weights | prior))
     begun = Docking(CPU, str(data), str(data), begin=str(path), size=SIZE)
     assert all(torch.equal(x, weights[name]) for name, x in begun.module.state_dict().items())
-    with pytest.raises(checkpoint.CheckpointError, match=r"shape .* in the model"):
+    with pytest.raises(ConfigError, match="size differs from that of"):
         Docking(CPU, str(data), str(data), begin=str(path), size=SIZE | {"hidden": 3})
 
 
