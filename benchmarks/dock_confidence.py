@@ -160,11 +160,14 @@ def of_pools(paths: Sequence[Path], others: Sequence[Path]) -> None:
     spent = reduce(operator.or_, map(cpu_seconds, paths))
     for split, pools in found.items():
         chance = told[split]
+        failed = pools.top(chance, pools.failed)
+        shares = ", ".join(f"{n}: {rate(shown(pools, chance, n).numpy())}" for n in (3, 5, 10))
         print(
             f"\n{len(pools)} {split}: expected calibration error, ten bins, all candidates "
             f"{calibration_error(chance, pools.right):.3f}; first poses by confidence: "
-            f"valid {rate((~pools.top(chance, pools.failed)).numpy())}; "
-            f"best of the ten shown {rate(shown(pools, chance).numpy())}; "
+            f"valid {rate((~failed).numpy())}, "
+            f"right too {rate((pools.top(chance) & ~failed).numpy())}; "
+            f"one right of the first {shares}; "
             f"CPU s a complex, mean {sum(spent[i] for i in pools.ids) / len(pools):.1f}\n"
         )
         print(reliability(chance, pools.right))
@@ -172,11 +175,13 @@ def of_pools(paths: Sequence[Path], others: Sequence[Path]) -> None:
             beside(other, pools, chance)
 
 
-def shown(pools: Pools, chance: Tensor) -> Tensor:
-    """(C,) bool: is one of the ten first poses right, valid before not?"""
+def shown(pools: Pools, chance: Tensor, count: int) -> Tensor:
+    """(C,) bool: is one of the first `count` poses right, valid before not?"""
     order = torch.where(pools.failed, chance - 1e6, chance).split(pools.sizes)
     pairs = zip(order, pools.right.split(pools.sizes), strict=True)
-    return torch.stack([right[ranks.argsort(descending=True)[:10]].any() for ranks, right in pairs])
+    return torch.stack(
+        [right[ranks.argsort(descending=True)[:count]].any() for ranks, right in pairs]
+    )
 
 
 def beside(path: Path, pools: Pools, chance: Tensor) -> None:

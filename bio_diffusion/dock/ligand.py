@@ -282,7 +282,8 @@ def skeleton(mol: Chem.Mol) -> Chem.Mol:
 def atom_orders(mol: Chem.Mol, most: int = 32) -> np.ndarray:
     """Orders of a molecule's atoms that give the same elements and bonds, (P, N) long.
 
-    The molecule's own comes first. There can be millions; after `most` they are left out.
+    The molecule's own comes first. There can be millions; after `most` they are left out, so that
+    this is quick and the same on every machine (`metrics.symmetry` finds all, if time allows).
     """
     plain = skeleton(mol)
     found = plain.GetSubstructMatches(plain, uniquify=False, maxMatches=most)
